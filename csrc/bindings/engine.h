@@ -1,0 +1,13 @@
+#pragma once
+
+#include "bindings/arrays.h"
+#include "ops/ops.h"
+
+namespace smolvla::bindings {
+
+void bind_engine(py::module_& m);
+
+// A uint8 or float32 frame [height, width, 3]; None is a masked camera.
+Frame frame_of(const py::object& frame, const char* name);
+
+}  // namespace smolvla::bindings

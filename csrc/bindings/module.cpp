@@ -1,0 +1,111 @@
+// The module smolvla_edge._core: free functions and the translation of errors.
+#include "bindings/engine.h"
+
+#include <chrono>
+#include <thread>
+
+#include "cpu/image.h"
+#include "cpu/isa.h"
+#include "runtime/philox.h"
+#include "runtime/threads.h"
+
+namespace smolvla::bindings {
+namespace {
+
+void translate(const Error& error) {
+    static const char* const names[] = {"CheckpointError", "InputError", "BackendError",
+                                        "NonFiniteError"};
+    const py::object type =
+        py::module_::import("smolvla_edge.errors").attr(names[static_cast<int>(error.kind)]);
+    PyErr_SetString(type.ptr(), error.what());
+}
+
+py::array_t<float> normal(uint64_t seed, size_t rows, size_t cols) {
+    py::array_t<float> out({rows, cols});
+    philox_normal(seed, rows * cols, out.mutable_data());
+    return out;
+}
+
+// What `threads` cores reach on fused multiply-adds in registers: the ceiling reports divide by.
+double fma_peak(int threads, const std::string& isa, double milliseconds) {
+    const cpu::Kernels kernels = cpu::choose_kernels(isa);
+    if (threads <= 0) threads = default_threads();
+    std::vector<double> rate(static_cast<size_t>(threads));
+    py::gil_scoped_release release;
+    std::vector<std::thread> pool;
+    for (double& r : rate)
+        pool.emplace_back([&] {
+            using clock = std::chrono::steady_clock;
+            kernels.fma_chain(100000);  // wake the clocks
+            double flops = 0, seconds = 0;
+            for (const auto start = clock::now(); seconds * 1e3 < milliseconds;) {
+                flops += kernels.fma_chain(200000);
+                seconds = std::chrono::duration<double>(clock::now() - start).count();
+            }
+            r = flops / seconds * 1e-9;
+        });
+    for (std::thread& t : pool) t.join();
+    double sum = 0;
+    for (double r : rate) sum += r;
+    return sum;
+}
+
+py::dict cpu_info() {
+    const cpu::CpuFeatures f = cpu::detect_features();
+    py::dict d;
+    d["fma"] = f.fma;
+    d["avx2"] = f.avx2;
+    d["avx512"] = f.avx512;
+    d["avx512_bf16"] = f.avx512_bf16;
+    d["avx512_vnni"] = f.avx512_vnni;
+    d["threads"] = default_threads();
+    d["isa"] = cpu::choose_kernels("").isa;
+    return d;
+}
+
+py::list kernel_table(const std::string& isa) {
+    py::list rows;
+    for (const cpu::KernelRow& r : cpu::kernel_table(cpu::choose_kernels(isa))) {
+        py::dict d;
+        d["op"] = r.op;
+        d["kernel"] = r.kernel;
+        d["isa"] = r.isa;
+        d["needs"] = r.needs;
+        d["supported"] = r.supported;
+        d["chosen"] = r.chosen;
+        rows.append(d);
+    }
+    return rows;
+}
+
+py::array_t<float> letterbox(const py::object& frame, int width, int height) {
+    const Frame f = frame_of(frame, "frame");
+    if (width < 1 || height < 1 || width > 8192 || height > 8192)
+        fail(ErrorKind::input, "letterbox to %d x %d is outside 1..8192", width, height);
+    py::array_t<float> out({3, height, width});
+    const cpu::Letterbox box(f, height, width);
+    for (int y = 0; y < height; ++y) box.row(y, out.mutable_data());
+    return out;
+}
+
+}  // namespace
+}  // namespace smolvla::bindings
+
+PYBIND11_MODULE(_core, m) {
+    using namespace smolvla::bindings;
+    m.doc() = "SmolVLA's C++ core; use smolvla_edge.load() rather than this module.";
+    py::register_exception_translator([](std::exception_ptr p) {
+        try {
+            if (p) std::rethrow_exception(p);
+        } catch (const smolvla::Error& error) {
+            translate(error);
+        }
+    });
+    m.def("philox_normal", &normal, py::arg("seed"), py::arg("rows"), py::arg("cols"));
+    m.def("fma_peak", &fma_peak, py::arg("threads") = 0, py::arg("isa") = "",
+          py::arg("milliseconds") = 300.0);
+    m.def("cpu_info", &cpu_info);
+    m.def("kernel_table", &kernel_table, py::arg("isa") = "");
+    m.def("letterbox", &letterbox, py::arg("frame"), py::arg("width"), py::arg("height"));
+    bind_engine(m);
+}

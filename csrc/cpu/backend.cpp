@@ -1,0 +1,308 @@
+// The CPU backend: cuts each operation into items for the thread pool and calls the chosen kernels.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/image.h"
+#include "cpu/isa.h"
+#include "cpu/pack.h"
+#include "runtime/error.h"
+#include "runtime/threads.h"
+
+namespace smolvla {
+
+Mat Backend::make_mat(int rows, int cols) {
+    // One spare cache line per row: strides that are multiples of 4 KiB would put the 14 rows of a
+    // tile into the same L1 set.
+    const ptrdiff_t ld = (cols + 15) / 16 * 16 + 16;
+    return {make_buffer(size_t(rows) * ld), rows, cols, ld};
+}
+
+namespace cpu {
+namespace {
+
+// Activations of one row block stay in half of a 1 MiB L2 while the weight panels stream past.
+constexpr int kBlockFloats = 128 << 10;
+constexpr int kItemsPerThread = 32;  // the last item of a pass idles the others by 1/64 at most
+constexpr int kQueryTiles = 4;       // query rows per attention item, in tiles
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Start of part `i` of `parts` nearly equal parts of n.
+int part_start(int n, int parts, int i) { return static_cast<int>(int64_t(n) * i / parts); }
+
+TileActivation tile_activation(Activation a, bool gated) {
+    if (gated) return TileActivation::silu_gate;
+    switch (a) {
+        case Activation::gelu_tanh: return TileActivation::gelu_tanh;
+        case Activation::silu: return TileActivation::silu;
+        default: return TileActivation::none;
+    }
+}
+
+class CpuBackend final : public Backend {
+public:
+    CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const std::string& isa)
+        : weights_(weight_bytes),
+          buffers_(buffer_bytes),
+          kernels_(choose_kernels(isa)),
+          pool_(threads) {
+        scratch_.resize(static_cast<size_t>(pool_.size()));
+    }
+
+    const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
+                              const std::vector<std::string>& biases, int in,
+                              const std::vector<int>& out, bool gated) override {
+        linears_.push_back(std::make_unique<Linear>(
+            pack_linear(weights_, source, weights, biases, in, out, gated)));
+        return linears_.back().get();
+    }
+
+    const Linear* make_linear(const float* weight, int out, int in) override {
+        linears_.push_back(std::make_unique<Linear>(pack_matrix(weights_, weight, out, in)));
+        return linears_.back().get();
+    }
+
+    KvStore* make_kv(int kv_heads, int head_dim, int capacity) override {
+        auto kv = std::make_unique<KvStore>();
+        kv->kv_heads = kv_heads;
+        kv->head_dim = head_dim;
+        kv->capacity = ceil_div(capacity, kPanel) * kPanel;
+        kv->keys = make_buffer(kv->head_floats() * kv_heads);
+        kv->values = make_buffer(size_t(kv_heads) * kv->value_panels() * kv->capacity * kPanel);
+        if (kv->capacity > scratch_capacity_) {
+            scratch_capacity_ = kv->capacity;
+            for (float*& s : scratch_) s = make_buffer(size_t(query_block()) * score_ld());
+        }
+        kvs_.push_back(std::move(kv));
+        return kvs_.back().get();
+    }
+
+    float* make_buffer(size_t count) override { return buffers_.floats(count); }
+
+    void linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) override {
+        const GemmKernels& gemm = w->bf16 ? *kernels_.gemm_bf16 : *kernels_.gemm_f32;
+        const int most = gemm.max_rows;
+        const int block_rows = std::max(most, kBlockFloats / w->in / most * most);
+        const int blocks = ceil_div(x.rows, block_rows);
+        const int groups =
+            std::min(w->panels, ceil_div(kItemsPerThread * pool_.size(), std::max(blocks, 1)));
+        const float* bias = o.bias ? o.bias : w->bias;
+        const int step = w->gated ? kPanel / 2 : kPanel;  // result columns per panel
+        Epilogue e{nullptr, nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w->gated)};
+        const bool plain = !bias && !o.residual.data && o.scale == 1.0f &&
+                           e.activation == TileActivation::none;
+
+        pool_.run(blocks * groups, [&](int item, int) {
+            alignas(64) float tile[kMaxTileRows * kPanel];
+            const int first = part_start(x.rows, blocks, item / groups);
+            const int rows = part_start(x.rows, blocks, item / groups + 1) - first;
+            const int tiles = ceil_div(rows, most);
+            const int last_panel = part_start(w->panels, groups, item % groups + 1);
+            for (int p = part_start(w->panels, groups, item % groups); p < last_panel; ++p) {
+                const int columns = std::min(step, w->out - p * step);
+                const bool direct = plain && columns == kPanel;
+                Epilogue here = e;
+                if (bias) here.bias = bias + p * kPanel;
+                for (int t = 0; t < tiles; ++t) {
+                    const int r = first + part_start(rows, tiles, t);
+                    const int height = first + part_start(rows, tiles, t + 1) - r;
+                    const void* next =
+                        t == tiles - 1 && p + 1 < last_panel ? w->panel(p + 1) : nullptr;
+                    float* to = y.row(r) + p * step;
+                    gemm.tile[height](x.row(r), x.ld, w->panel(p), w->in, direct ? to : tile,
+                                      direct ? y.ld : kPanel, next);
+                    if (direct) continue;
+                    if (o.residual.data) here.residual = o.residual.row(r) + p * step;
+                    kernels_.epilogue(here, tile, height, columns, to, y.ld);
+                }
+            }
+        });
+    }
+
+    void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override {
+        norm(kernels_.layer_norm, x, weight, bias, eps, y);
+    }
+    void rms_norm(Mat x, const float* weight, float eps, Mat y) override {
+        norm(kernels_.rms_norm, x, weight, nullptr, eps, y);
+    }
+
+    void rope(Mat x, int heads, Mat cosine, Mat sine, int first) override {
+        each_row(x.rows, [&](int r) {
+            kernels_.rope(x.row(r), heads, x.cols / heads, cosine.row(first + r),
+                          sine.row(first + r));
+        });
+    }
+
+    void store_kv(Mat keys, Mat values, KvStore* kv, int first) override {
+        const int dim = kv->head_dim;
+        const int last = first + keys.rows;
+        const int first_panel = first / kPanel, panels = ceil_div(last, kPanel) - first_panel;
+        pool_.run(kv->kv_heads * panels, [&](int item, int) {
+            const int head = item / panels;
+            const int start = (first_panel + item % panels) * kPanel;
+            const int from = std::max(first, start), to = std::min(last, start + kPanel);
+            float* panel = kv->key_panel(head, start);
+            for (int d = 0; d < dim; ++d)
+                for (int position = from; position < to; ++position)
+                    panel[d * kPanel + position - start] =
+                        keys.row(position - first)[head * dim + d];
+            for (int c = 0; c < dim; c += kPanel)
+                for (int position = from; position < to; ++position)
+                    std::memcpy(kv->value_panel(head, c / kPanel) + size_t(position) * kPanel,
+                                values.row(position - first) + head * dim + c,
+                                sizeof(float) * std::min(kPanel, dim - c));
+        });
+    }
+
+    // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024),
+    // so the softmax needs no running maximum and a row's result does not depend on its block.
+    void attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) override {
+        const GemmKernels& gemm = *kernels_.gemm_f32;
+        const int most = gemm.max_rows, group = s.heads / s.kv_heads;
+        const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s.head_dim));
+        const int blocks = std::max(ceil_div(q.rows, query_block()),
+                                    std::min(q.rows, ceil_div(16 * pool_.size(), s.heads)));
+        pool_.run(s.heads * blocks, [&](int item, int thread) {
+            const int head = item / blocks, kv_head = head / group;
+            const int first = part_start(q.rows, blocks, item % blocks);
+            const int rows = part_start(q.rows, blocks, item % blocks + 1) - first;
+            const int keys = *std::max_element(s.lengths + first, s.lengths + first + rows);
+            const int tiles = ceil_div(rows, most), padded = ceil_div(keys, kPanel) * kPanel;
+            float* scores = scratch_[static_cast<size_t>(thread)];
+            const ptrdiff_t ld = score_ld();
+            for (int k = 0; k < keys; k += kPanel)
+                for (int t = 0; t < tiles; ++t) {
+                    const int r = part_start(rows, tiles, t);
+                    gemm.tile[part_start(rows, tiles, t + 1) - r](
+                        q.row(first + r) + head * s.head_dim, q.ld, kv->key_panel(kv_head, k),
+                        s.head_dim, scores + r * ld + k, ld, nullptr);
+                }
+            float inverse_sum[kMaxTileRows * kQueryTiles];
+            kernels_.softmax(scores, ld, rows, s.lengths + first, padded, scale, inverse_sum);
+            alignas(64) float tile[kMaxTileRows * kPanel];
+            for (int t = 0; t < tiles; ++t) {
+                const int r = part_start(rows, tiles, t);
+                const int height = part_start(rows, tiles, t + 1) - r;
+                for (int d = 0; d < s.head_dim; d += kPanel) {
+                    gemm.tile[height](scores + r * ld, ld, kv->value_panel(kv_head, d / kPanel),
+                                      keys, tile, kPanel, nullptr);
+                    kernels_.scale_rows(tile, kPanel, height, std::min(kPanel, s.head_dim - d),
+                                        inverse_sum + r,
+                                        out.row(first + r) + head * s.head_dim + d, out.ld);
+                }
+            }
+        });
+    }
+
+    void letterbox(const Frame& frame, float* pixels, int height, int width) override {
+        const Letterbox box(frame, height, width);
+        each_row(height, [&](int y) { box.row(y, pixels); });
+    }
+
+    void patchify(const float* pixels, int height, int width, int patch, Mat rows) override {
+        const int across = width / patch;
+        const size_t plane = size_t(height) * width;
+        each_row(rows.rows, [&](int r) {
+            const float* from = pixels + size_t(r / across) * patch * width + r % across * patch;
+            float* to = rows.row(r);
+            for (int c = 0; c < 3; ++c)
+                for (int y = 0; y < patch; ++y, to += patch)
+                    std::memcpy(to, from + c * plane + size_t(y) * width, sizeof(float) * patch);
+        });
+    }
+
+    void pixel_shuffle(Mat x, int side, int scale, Mat out) override {
+        const int across = side / scale;
+        each_row(out.rows, [&](int r) {
+            float* to = out.row(r);
+            for (int dy = 0; dy < scale; ++dy)
+                for (int dx = 0; dx < scale; ++dx, to += x.cols)
+                    std::memcpy(to,
+                                x.row((r / across * scale + dy) * side + r % across * scale + dx),
+                                sizeof(float) * x.cols);
+        });
+    }
+
+    void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
+                     Mat out) override {
+        const size_t row_bytes = size_t(out.cols) * dtype_bytes(dtype);
+        for (int i = 0; i < count; ++i) {
+            const char* from = static_cast<const char*>(table) + size_t(ids[i]) * row_bytes;
+            for (int c = 0; c < out.cols; ++c) {
+                float value;
+                if (dtype == DType::f32) {
+                    std::memcpy(&value, from + size_t(c) * 4, 4);
+                } else {
+                    uint16_t bits;
+                    std::memcpy(&bits, from + size_t(c) * 2, 2);
+                    value = dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+                }
+                out.row(i)[c] = value * scale;
+            }
+        }
+    }
+
+    void copy(Mat x, float scale, Mat y) override {
+        each_row(x.rows, [&](int r) {
+            for (int c = 0; c < x.cols; ++c) y.row(r)[c] = x.row(r)[c] * scale;
+        });
+    }
+
+    void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
+                     float gain) override {
+        for (int r = 0; r < x.rows; ++r)
+            for (int c = 0; c < x.cols; ++c) {
+                float velocity = v.row(r)[c];
+                if (previous.data) {
+                    const float clean = x.row(r)[c] - t * velocity;
+                    velocity -= gain * ((previous.row(r)[c] - clean) * weight[r]);
+                }
+                x.row(r)[c] += dt * velocity;
+            }
+    }
+
+    BackendInfo info() const override {
+        BackendInfo info{kernels_.isa, pool_.size(), weights_.used_bytes(), buffers_.used_bytes(), {}};
+        for (const KernelRow& row : kernel_table(kernels_))
+            if (row.chosen) info.kernels.push_back(row.kernel);
+        return info;
+    }
+
+private:
+    int query_block() const { return kQueryTiles * kernels_.gemm_f32->max_rows; }
+    ptrdiff_t score_ld() const { return scratch_capacity_ + 16; }
+
+    // Rows that cost little each: several to an item.
+    template <class Body>
+    void each_row(int rows, const Body& body) {
+        constexpr int kRows = 8;
+        pool_.run(ceil_div(rows, kRows), [&](int item, int) {
+            const int end = std::min(rows, (item + 1) * kRows);
+            for (int r = item * kRows; r < end; ++r) body(r);
+        });
+    }
+
+    void norm(Norm kernel, Mat x, const float* weight, const float* bias, float eps, Mat y) {
+        each_row(x.rows, [&](int r) {
+            kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, y.row(r), y.ld);
+        });
+    }
+
+    Arena weights_;
+    Arena buffers_;
+    const Kernels kernels_;
+    ThreadPool pool_;
+    std::vector<std::unique_ptr<Linear>> linears_;
+    std::vector<std::unique_ptr<KvStore>> kvs_;
+    std::vector<float*> scratch_;  // scores of one query block, per thread
+    int scratch_capacity_ = 0;
+};
+
+}  // namespace
+}  // namespace cpu
+
+std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
+                                          const std::string& isa) {
+    return std::make_unique<cpu::CpuBackend>(weight_bytes, buffer_bytes, threads, isa);
+}
+
+}  // namespace smolvla

@@ -1,0 +1,116 @@
+#include "cpu/isa.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace smolvla::cpu {
+namespace {
+
+const CpuFeatures& features() {
+    static const CpuFeatures found = detect_features();
+    return found;
+}
+
+// The dispatch table, best first. A new ISA is one line here and one translation unit.
+struct IsaRow {
+    const char* name;
+    const char* needs;
+    bool (*supported)(const CpuFeatures&);
+    const Kernels* kernels;
+};
+
+const IsaRow kRows[] = {
+#if defined(__x86_64__)
+    {"avx512", "avx512f+bw+vl+dq, fma", [](const CpuFeatures& f) { return f.avx512 && f.fma; },
+     &avx512::kernels},
+    {"scalar", "fma", [](const CpuFeatures& f) { return f.fma; }, &scalar_fma::kernels},
+#endif
+    {"scalar", "nothing", [](const CpuFeatures&) { return true; }, &scalar::kernels},
+};
+
+const Kernels& best(const std::string& isa) {
+    std::string known;
+    bool exists = false;
+    for (const IsaRow& row : kRows) {
+        if (known.find(row.name) == std::string::npos)
+            known += (known.empty() ? "" : ", ") + std::string(row.name);
+        if (!isa.empty() && isa != row.name) continue;
+        exists = true;
+        if (row.supported(features())) return *row.kernels;
+    }
+    if (exists)
+        fail(ErrorKind::backend, "ISA %s was forced, but this CPU does not support it", isa.c_str());
+    fail(ErrorKind::backend, "ISA %s is unknown; this build has %s", isa.c_str(), known.c_str());
+}
+
+// One operation of the table: its name and how to take it over from another ISA's kernels.
+struct OpRow {
+    const char* name;
+    void (*take)(Kernels& to, const Kernels& from);
+    bool (*same)(const Kernels& a, const Kernels& b);
+};
+
+#define SMOLVLA_OP(field)                                              \
+    {#field, [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
+     [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
+const OpRow kOps[] = {SMOLVLA_OP(gemm_f32),   SMOLVLA_OP(gemm_bf16), SMOLVLA_OP(epilogue),
+                      SMOLVLA_OP(layer_norm), SMOLVLA_OP(rms_norm),  SMOLVLA_OP(softmax),
+                      SMOLVLA_OP(scale_rows), SMOLVLA_OP(rope)};
+#undef SMOLVLA_OP
+
+void force_one(Kernels& kernels, const std::string& choice) {
+    const size_t equals = choice.find('=');
+    const std::string op = choice.substr(0, equals);
+    if (equals != std::string::npos)
+        for (const OpRow& row : kOps)
+            if (op == row.name) return row.take(kernels, best(choice.substr(equals + 1)));
+    std::string known;
+    for (const OpRow& row : kOps) known += (known.empty() ? "" : ", ") + std::string(row.name);
+    fail(ErrorKind::backend, "SMOLVLA_FORCE_KERNEL: expected op=isa with op one of %s; got %s",
+         known.c_str(), choice.c_str());
+}
+
+std::string environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value ? value : "";
+}
+
+}  // namespace
+
+CpuFeatures detect_features() {
+    CpuFeatures f;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    f.fma = __builtin_cpu_supports("fma");
+    f.avx2 = __builtin_cpu_supports("avx2");
+    f.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    f.avx512_bf16 = __builtin_cpu_supports("avx512bf16");
+    f.avx512_vnni = __builtin_cpu_supports("avx512vnni");
+#endif
+    return f;
+}
+
+Kernels choose_kernels(const std::string& isa) {
+    Kernels chosen = best(isa.empty() ? environment("SMOLVLA_FORCE_ISA") : isa);
+    std::string list = environment("SMOLVLA_FORCE_KERNEL");
+    while (!list.empty()) {
+        const size_t comma = list.find(',');
+        force_one(chosen, list.substr(0, comma));
+        list = comma == std::string::npos ? "" : list.substr(comma + 1);
+    }
+    return chosen;
+}
+
+std::vector<KernelRow> kernel_table(const Kernels& chosen) {
+    std::vector<KernelRow> table;
+    for (const OpRow& op : kOps)
+        for (const IsaRow& row : kRows)
+            table.push_back({op.name, std::string(op.name) + "_" + row.name, row.name, row.needs,
+                             row.supported(features()), op.same(chosen, *row.kernels)});
+    return table;
+}
+
+}  // namespace smolvla::cpu

@@ -1,0 +1,27 @@
+// AVX-512 (F, BW): the kernels of kernels.inl over one zmm register. The pragma gives the target to
+// these functions only; nothing included above it can end up holding AVX-512 instructions.
+#include "cpu/isa.h"
+
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#pragma GCC push_options
+// GCC 12 warns of its own _mm512_undefined_ps() (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+
+namespace smolvla::cpu::avx512 {
+#include "cpu/simd/avx512.h"
+#include "cpu/kernels.inl"
+
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 14>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 14>();
+
+const Kernels kernels = {"avx512",   &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
+                         rms_norm,   softmax,   scale_rows, rope,          fma_chain};
+}  // namespace smolvla::cpu::avx512
+
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,35 @@
+// The reference: plain C++, in every build, on every CPU. It is compiled a second time with the FMA
+// instruction, because without it each fma() is a call into libm; the bits are the same either way
+// (fma is exactly rounded by definition), only the time differs.
+#include "cpu/isa.h"
+
+#include <utility>
+
+namespace smolvla::cpu::scalar {
+#include "cpu/simd/scalar.h"
+#include "cpu/kernels.inl"
+
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4>();
+
+const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
+                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
+}  // namespace smolvla::cpu::scalar
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC target("fma")
+
+namespace smolvla::cpu::scalar_fma {
+#include "cpu/simd/scalar.h"
+#include "cpu/kernels.inl"
+
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4>();
+
+const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
+                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
+}  // namespace smolvla::cpu::scalar_fma
+
+#pragma GCC pop_options
+#endif

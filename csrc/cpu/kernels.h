@@ -1,0 +1,67 @@
+// The kernels that one ISA provides, as raw pointers to functions. They hold no state, take no lock,
+// allocate nothing and never fail: cpu/backend.cpp has checked everything before.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace smolvla::cpu {
+
+constexpr int kPanel = 32;        // weight columns in a panel; also keys or head dims in a KV panel
+constexpr int kDepthBlock = 256;  // products summed in one chain before the chains are added
+constexpr int kMaxTileRows = 14;
+
+enum class TileActivation { none, gelu_tanh, silu, silu_gate };
+
+// out[r][0..32) = sum over k < depth of x[r][k] * panel[k][0..32), for ROWS rows (the index into
+// GemmKernels::tile). `next` is the address to fetch ahead, one panel row per k, or null.
+using GemmTile = void (*)(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
+                          ptrdiff_t ldo, const void* next);
+
+struct GemmKernels {
+    int max_rows;  // largest tile; every height in [1, max_rows] exists
+    GemmTile tile[kMaxTileRows + 1];
+};
+
+// y[r][c] = activation(tile[r][c] + bias[c]) * scale + residual[r][c]
+// silu_gate: a tile holds 16 gate then 16 up columns and gives 16: silu(gate + b) * (up + b).
+struct Epilogue {
+    const float* bias;      // kPanel values, or null
+    const float* residual;  // first row, or null
+    ptrdiff_t residual_ld;
+    float scale;
+    TileActivation activation;
+};
+using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, int columns, float* y,
+                              ptrdiff_t ldy);
+
+// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias;   rms: y = x / sqrt(mean(x^2) + eps) * weight
+using Norm = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
+                      const float* bias, float eps, float* y, ptrdiff_t ldy);
+
+// In place: row r becomes exp(scale * (s - max s)) over its first lengths[r] scores and 0 up to
+// `padded` (a multiple of 16); inverse_sum[r] = 1 / sum.
+using Softmax = void (*)(float* scores, ptrdiff_t ld, int rows, const int* lengths, int padded,
+                         float scale, float* inverse_sum);
+
+// y[r][c] = x[r][c] * factor[r]
+using ScaleRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, const float* factor,
+                           float* y, ptrdiff_t ldy);
+
+// Rotates the halves of each head in place by the angles of cosine/sine rows of head_dim/2 values.
+using Rope = void (*)(float* x, int heads, int head_dim, const float* cosine, const float* sine);
+
+struct Kernels {
+    const char* isa;
+    const GemmKernels* gemm_f32;
+    const GemmKernels* gemm_bf16;
+    EpilogueTile epilogue;
+    Norm layer_norm;
+    Norm rms_norm;
+    Softmax softmax;
+    ScaleRows scale_rows;
+    Rope rope;
+    double (*fma_chain)(long iterations);  // returns flops done; the measured ceiling of this ISA
+};
+
+}  // namespace smolvla::cpu

@@ -1,0 +1,295 @@
+// All CPU kernels, written once over F32x16. An ISA's translation unit sets its target pragma, opens
+// its namespace, includes a simd/ header and then this file (see isa_avx512.cpp).
+//
+// Numerics, the same for every ISA: a dot product is summed in chains of kDepthBlock fused
+// multiply-adds in order of k, and the chains are added in order. A lane is one output, so neither
+// the tile height nor the thread count nor the register width can change a result.
+//
+// Roofline of the GEMM tile on AVX-512: 14 x 32 outputs keep 28 accumulators, 2 weight vectors and
+// 1 broadcast in 31 of 32 registers; a step of k costs 28 fma on two pipes (14 cycles) and 16 loads
+// on two ports (8 cycles), so it is bound by the fma pipes. Measured on Zen 5, one core: 262-268
+// GFLOP/s at SmolVLA's shapes against 265 for a register-only fma loop (docs/performance.md).
+
+// ---- matrix product --------------------------------------------------------------------------
+
+struct PanelF32 {  // [depth][32] float32
+    static constexpr int kRowBytes = kPanel * 4;
+    static void load(const char* row, F32x16& first, F32x16& second) {
+        first = F32x16::load(reinterpret_cast<const float*>(row));
+        second = F32x16::load(reinterpret_cast<const float*>(row) + 16);
+    }
+};
+
+struct PanelBf16 {  // [depth][16] words of two bfloat16; widened here, exactly, while computing
+    static constexpr int kRowBytes = kPanel * 2;
+    static void load(const char* row, F32x16& first, F32x16& second) {
+        load_bf16_row(reinterpret_cast<const uint32_t*>(row), first, second);
+    }
+};
+
+template <int ROWS, class Panel>
+void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
+               ptrdiff_t ldo, const void* next) {
+    // One base pointer for three rows: base + {0, 1, 2} * ldx is a single addressing mode, whereas
+    // one pointer per row would spill and cost a load for every multiply.
+    constexpr int kBases = (ROWS + 2) / 3;
+    const float* base[kBases];
+    for (int g = 0; g < kBases; ++g) base[g] = x + 3 * g * ldx;
+    const char* row = static_cast<const char*>(panel);
+    const char* ahead = static_cast<const char*>(next);
+    for (int begin = 0; begin < depth; begin += kDepthBlock) {
+        const int end = depth - begin < kDepthBlock ? depth : begin + kDepthBlock;
+        F32x16 sum[ROWS][2];
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = F32x16::zero();
+        for (int k = begin; k < end; ++k) {
+            F32x16 first, second;
+            Panel::load(row, first, second);
+            row += Panel::kRowBytes;
+            if (ahead) {
+                __builtin_prefetch(ahead, 0, 2);
+                ahead += Panel::kRowBytes;
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < ROWS; ++r) {
+                const F32x16 a = F32x16::broadcast(base[r / 3][(r % 3) * ldx]);
+                sum[r][0] = fma(a, first, sum[r][0]);
+                sum[r][1] = fma(a, second, sum[r][1]);
+            }
+#pragma GCC unroll 16
+            for (int g = 0; g < kBases; ++g) ++base[g];
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; ++r) {
+            float* to = out + r * ldo;
+            if (begin > 0) {
+                sum[r][0] = F32x16::load(to) + sum[r][0];
+                sum[r][1] = F32x16::load(to + 16) + sum[r][1];
+            }
+            sum[r][0].store(to);
+            sum[r][1].store(to + 16);
+        }
+    }
+}
+
+// ---- exponential and activations ---------------------------------------------------------------
+
+// exp(x) to about 1 ulp: 2^n * p(r), r = x - n ln 2 in two parts, p of degree 7 on |r| <= ln 2 / 2.
+// Clamped to [-87.3, 88.3], where the result stays a normal number.
+inline F32x16 exp(F32x16 x) {
+    const F32x16 shift = F32x16::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
+    x = min(max(x, F32x16::broadcast(-87.3f)), F32x16::broadcast(88.3f));
+    const F32x16 t = fma(x, F32x16::broadcast(1.44269504089f), shift);
+    const F32x16 n = t - shift;
+    F32x16 r = fma(n, F32x16::broadcast(-0.693359375f), x);
+    r = fma(n, F32x16::broadcast(2.12194440e-4f), r);
+    F32x16 p = F32x16::broadcast(1.9841270e-4f);
+    p = fma(p, r, F32x16::broadcast(1.3888889e-3f));
+    p = fma(p, r, F32x16::broadcast(8.3333333e-3f));
+    p = fma(p, r, F32x16::broadcast(4.1666668e-2f));
+    p = fma(p, r, F32x16::broadcast(1.6666667e-1f));
+    p = fma(p, r, F32x16::broadcast(0.5f));
+    p = fma(p, r, F32x16::broadcast(1.0f));
+    p = fma(p, r, F32x16::broadcast(1.0f));
+    return p * pow2_of_shifted(t);
+}
+
+// x * sigmoid(z)
+inline F32x16 times_sigmoid(F32x16 x, F32x16 z) {
+    const F32x16 one = F32x16::broadcast(1.0f);
+    return x / (one + exp(F32x16::zero() - z));
+}
+inline F32x16 silu(F32x16 x) { return times_sigmoid(x, x); }
+
+// gelu_pytorch_tanh: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+inline F32x16 gelu_tanh(F32x16 x) {
+    const F32x16 inner = fma(x * x * x, F32x16::broadcast(0.044715f), x);
+    return times_sigmoid(x, inner * F32x16::broadcast(1.5957691216f));
+}
+
+inline void epilogue_tile(const Epilogue& e, const float* tile, int rows, int columns, float* y,
+                          ptrdiff_t ldy) {
+    const bool gate = e.activation == TileActivation::silu_gate;
+    const F32x16 scale = F32x16::broadcast(e.scale);
+    for (int c = 0; c < columns; c += 16) {
+        const int width = columns - c < 16 ? columns - c : 16;
+        const F32x16 bias = e.bias ? F32x16::load(e.bias + c) : F32x16::zero();
+        const F32x16 up_bias = e.bias && gate ? F32x16::load(e.bias + 16) : F32x16::zero();
+        for (int r = 0; r < rows; ++r) {
+            F32x16 v = F32x16::load(tile + r * kPanel + c) + bias;
+            switch (e.activation) {
+                case TileActivation::none: break;
+                case TileActivation::gelu_tanh: v = gelu_tanh(v); break;
+                case TileActivation::silu: v = silu(v); break;
+                case TileActivation::silu_gate:
+                    v = silu(v) * (F32x16::load(tile + r * kPanel + 16) + up_bias);
+                    break;
+            }
+            v = v * scale;
+            if (e.residual) v = F32x16::load_first(e.residual + r * e.residual_ld + c, width) + v;
+            v.store_first(y + r * ldy + c, width);
+        }
+    }
+}
+
+// ---- reductions over a row -----------------------------------------------------------------------
+
+// Sums the lanes as a fixed binary tree.
+inline float lane_sum(F32x16 v) {
+    float lane[16];
+    v.store(lane);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
+}
+inline float lane_max(F32x16 v) {
+    float lane[16];
+    v.store(lane);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i)
+            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
+inline void layer_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
+                       const float* bias, float eps, float* y, ptrdiff_t ldy) {
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        F32x16 sum = F32x16::zero();
+        for (int c = 0; c < columns; c += 16)
+            sum = sum + F32x16::load_first(x + c, columns - c < 16 ? columns - c : 16);
+        const F32x16 mean = F32x16::broadcast(lane_sum(sum) / static_cast<float>(columns));
+        F32x16 squares = F32x16::zero();
+        for (int c = 0; c < columns; c += 16) {
+            const int width = columns - c < 16 ? columns - c : 16;
+            F32x16 d = F32x16::load_first(x + c, width) - mean;
+            if (width < 16) {  // the missing lanes hold -mean, not 0
+                float lane[16];
+                d.store(lane);
+                d = F32x16::load_first(lane, width);
+            }
+            squares = fma(d, d, squares);
+        }
+        const float variance = lane_sum(squares) / static_cast<float>(columns);
+        const F32x16 factor = F32x16::broadcast(1.0f / __builtin_sqrtf(variance + eps));
+        for (int c = 0; c < columns; c += 16) {
+            const int width = columns - c < 16 ? columns - c : 16;
+            const F32x16 d = F32x16::load_first(x + c, width) - mean;
+            fma(d * factor, F32x16::load_first(weight + c, width),
+                F32x16::load_first(bias + c, width))
+                .store_first(y + c, width);
+        }
+    }
+}
+
+inline void rms_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
+                     const float*, float eps, float* y, ptrdiff_t ldy) {
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        F32x16 squares = F32x16::zero();
+        for (int c = 0; c < columns; c += 16) {
+            const F32x16 v = F32x16::load_first(x + c, columns - c < 16 ? columns - c : 16);
+            squares = fma(v, v, squares);
+        }
+        const float mean = lane_sum(squares) / static_cast<float>(columns);
+        const F32x16 factor = F32x16::broadcast(1.0f / __builtin_sqrtf(mean + eps));
+        for (int c = 0; c < columns; c += 16) {
+            const int width = columns - c < 16 ? columns - c : 16;
+            (F32x16::load_first(weight + c, width) * (F32x16::load_first(x + c, width) * factor))
+                .store_first(y + c, width);
+        }
+    }
+}
+
+inline void softmax(float* scores, ptrdiff_t ld, int rows, const int* lengths, int padded,
+                    float scale, float* inverse_sum) {
+    const F32x16 factor = F32x16::broadcast(scale);
+    for (int r = 0; r < rows; ++r, scores += ld) {
+        const int length = lengths[r];
+        const int whole = length / 16 * 16, rest = length - whole;
+        F32x16 largest = F32x16::broadcast(scores[0]);
+        for (int c = 0; c < whole; c += 16) largest = max(largest, F32x16::load(scores + c));
+        float top = lane_max(largest);
+        for (int c = whole; c < length; ++c) top = top > scores[c] ? top : scores[c];
+        const F32x16 origin = F32x16::broadcast(top);
+        F32x16 sum = F32x16::zero();
+        for (int c = 0; c < whole; c += 16) {
+            const F32x16 p = exp((F32x16::load(scores + c) - origin) * factor);
+            p.store(scores + c);
+            sum = sum + p;
+        }
+        if (rest > 0) {
+            float lane[16];
+            exp((F32x16::load_first(scores + whole, rest) - origin) * factor).store(lane);
+            const F32x16 p = F32x16::load_first(lane, rest);
+            p.store(scores + whole);
+            sum = sum + p;
+        }
+        for (int c = whole + (rest > 0 ? 16 : 0); c < padded; c += 16)
+            F32x16::zero().store(scores + c);
+        inverse_sum[r] = 1.0f / lane_sum(sum);
+    }
+}
+
+// ---- rows ------------------------------------------------------------------------------------
+
+inline void scale_rows(const float* x, ptrdiff_t ldx, int rows, int columns, const float* factor,
+                       float* y, ptrdiff_t ldy) {
+    for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
+        const F32x16 f = F32x16::broadcast(factor[r]);
+        for (int c = 0; c < columns; c += 16) {
+            const int width = columns - c < 16 ? columns - c : 16;
+            (F32x16::load_first(x + c, width) * f).store_first(y + c, width);
+        }
+    }
+}
+
+inline void rope(float* x, int heads, int head_dim, const float* cosine, const float* sine) {
+    const int half = head_dim / 2;
+    for (int h = 0; h < heads; ++h, x += head_dim)
+        for (int i = 0; i < half; i += 16) {
+            const int width = half - i < 16 ? half - i : 16;
+            const F32x16 a = F32x16::load_first(x + i, width);
+            const F32x16 b = F32x16::load_first(x + half + i, width);
+            const F32x16 c = F32x16::load_first(cosine + i, width);
+            const F32x16 s = F32x16::load_first(sine + i, width);
+            (a * c - b * s).store_first(x + i, width);
+            (b * c + a * s).store_first(x + half + i, width);
+        }
+}
+
+// ---- the ceiling -------------------------------------------------------------------------------
+
+// Independent fused multiply-adds in registers: what the fma pipes give with no memory at all.
+inline double fma_chain(long iterations) {
+    constexpr int kChains = 24;
+    F32x16 chain[kChains];
+    for (int i = 0; i < kChains; ++i) chain[i] = F32x16::broadcast(static_cast<float>(i));
+    F32x16 a = F32x16::broadcast(0.999f), b = F32x16::broadcast(0.001f);
+    for (long n = 0; n < iterations; ++n) {
+#pragma GCC unroll 24
+        for (int i = 0; i < kChains; ++i) chain[i] = fma(chain[i], a, b);
+    }
+    F32x16 sum = F32x16::zero();
+    for (int i = 0; i < kChains; ++i) sum = sum + chain[i];
+    const float total = lane_sum(sum);
+    // Uses the result, so that the loop cannot be dropped.
+    return total == total ? 2.0 * 16 * kChains * static_cast<double>(iterations) : 0.0;
+}
+
+// ---- tables ------------------------------------------------------------------------------------
+
+template <int ROWS, int MAX_ROWS, class Panel>
+constexpr GemmTile gemm_tile_up_to() {
+    if constexpr (ROWS <= MAX_ROWS)
+        return gemm_tile<ROWS, Panel>;
+    else
+        return nullptr;
+}
+
+template <class Panel, int MAX, int... ROWS>
+constexpr GemmKernels gemm_table(std::integer_sequence<int, ROWS...>) {
+    return {MAX, {nullptr, gemm_tile_up_to<ROWS + 1, MAX, Panel>()...}};
+}
+template <class Panel, int MAX>
+constexpr GemmKernels gemm_table() {
+    return gemm_table<Panel, MAX>(std::make_integer_sequence<int, kMaxTileRows>());
+}

@@ -1,0 +1,82 @@
+// Sixteen float lanes in plain C++: the reference that every other ISA must equal bit for bit.
+//
+// All kernels are written once over F32x16 (kernels.inl). Because every operation below is exactly
+// rounded by IEEE 754 (fma included) and every sum has a fixed order, an ISA that implements these
+// operations with wider registers gives the same bytes. Included inside an ISA's namespace.
+
+struct F32x16 {
+    float lane[16];
+
+    static F32x16 zero() { return broadcast(0.0f); }
+    static F32x16 broadcast(float x) {
+        F32x16 r;
+        for (float& l : r.lane) l = x;
+        return r;
+    }
+    static F32x16 load(const float* p) {
+        F32x16 r;
+        for (int i = 0; i < 16; ++i) r.lane[i] = p[i];
+        return r;
+    }
+    // The first n lanes; the rest are zero.
+    static F32x16 load_first(const float* p, int n) {
+        F32x16 r = zero();
+        for (int i = 0; i < n; ++i) r.lane[i] = p[i];
+        return r;
+    }
+    void store(float* p) const {
+        for (int i = 0; i < 16; ++i) p[i] = lane[i];
+    }
+    void store_first(float* p, int n) const {
+        for (int i = 0; i < n; ++i) p[i] = lane[i];
+    }
+};
+
+inline F32x16 operator+(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    return a;
+}
+inline F32x16 operator-(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i];
+    return a;
+}
+inline F32x16 operator*(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] *= b.lane[i];
+    return a;
+}
+inline F32x16 operator/(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] /= b.lane[i];
+    return a;
+}
+// a * b + c with one rounding.
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+    for (int i = 0; i < 16; ++i) a.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+    return a;
+}
+// x86's rule, which the vector units have: the second operand when the first is not larger (or NaN).
+inline F32x16 max(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+    for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+}
+// 2^n for n held in the low mantissa bits of t (t = 1.5 * 2^23 + n).
+inline F32x16 pow2_of_shifted(F32x16 t) {
+    for (int i = 0; i < 16; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, &t.lane[i], 4);
+        bits = (bits + 127u) << 23;
+        __builtin_memcpy(&t.lane[i], &bits, 4);
+    }
+    return t;
+}
+// One packed row of 32 bfloat16: word i holds column i (low half) and column i + 16 (high half).
+inline void load_bf16_row(const uint32_t* p, F32x16& first, F32x16& second) {
+    for (int i = 0; i < 16; ++i) {
+        const uint32_t low = p[i] << 16, high = p[i] & 0xffff0000u;
+        __builtin_memcpy(&first.lane[i], &low, 4);
+        __builtin_memcpy(&second.lane[i], &high, 4);
+    }
+}

@@ -1,0 +1,219 @@
+#include "model/engine.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "runtime/error.h"
+#include "runtime/threads.h"
+
+namespace smolvla {
+namespace {
+
+double now_ms() {
+    using namespace std::chrono;
+    return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
+}
+
+// Upper bound of everything make_buffer and make_kv will be asked for, in bytes of address space.
+size_t buffer_bytes(const ModelConfig& c, int threads) {
+    const size_t patches = static_cast<size_t>(c.max_patches());
+    const size_t prefix = static_cast<size_t>(c.max_prefix()), chunk = c.chunk_size;
+    const size_t kv_pad = c.head_dim < 32 ? 32 / c.head_dim + 1 : 2;
+    const size_t vw = c.vision_width, kv = c.kv_width(), q = c.q_width();
+    const size_t vision = patches * (3 * c.patch_size * c.patch_size + 14 * vw * kv_pad +
+                                     c.vision_mlp + 3 * 128);
+    const size_t text = (prefix + 64) * (4 * c.text_width + 2 * q + 4 * kv + c.text_mlp +
+                                         2 * kv * kv_pad + 2 * c.head_dim + 512);
+    const size_t expert = (prefix + chunk + 64) * (2 * kv * kv_pad * c.expert_layers + 256) +
+                          chunk * (4 * c.expert_width + 2 * q + 2 * kv + c.expert_mlp +
+                                   4 * c.max_action_dim + 512);
+    const size_t scores = 4 * static_cast<size_t>(threads) * 64 * (patches + prefix + chunk + 64);
+    const size_t images = c.max_cameras * c.max_image_tokens() * (c.text_width + 32) +
+                          3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
+    return (vision + text + expert + scores + images) * sizeof(float) * 3 / 2 + (size_t{64} << 20);
+}
+
+}  // namespace
+
+Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
+               const std::vector<TensorEntry>& tensors, int threads, const std::string& isa)
+    : config_(config),
+      state_statistics_(state),
+      action_statistics_(action),
+      source_((config.check(), tensors)),
+      owner_(getpid()) {
+    if (threads <= 0) threads = default_threads();
+    // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
+    ops_ = make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
+                            buffer_bytes(config_, threads), threads, isa);
+    vision_ = std::make_unique<Vision>(config_, source_, *ops_);
+    expert_ = std::make_unique<Expert>(config_, source_, *ops_);
+    prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);
+    flow_ = std::make_unique<Flow>(config_, *ops_, *expert_);
+    for (int i = 0; i < config_.max_cameras; ++i)
+        image_tokens_.push_back(ops_->make_mat(config_.max_image_tokens(), config_.text_width));
+    // A frame may have up to (patch - 1) pixels a side beyond its whole patches.
+    const size_t patch_area = static_cast<size_t>(config_.patch_size) * config_.patch_size;
+    pixels_ = ops_->make_buffer(3 * 4 * patch_area * config_.max_patches());
+    state_.assign(static_cast<size_t>(config_.max_state_dim), 0.0f);
+    sampled_.assign(static_cast<size_t>(config_.chunk_size) * config_.max_action_dim, 0.0f);
+}
+
+std::unique_lock<std::mutex> Engine::enter() {
+    if (getpid() != owner_)
+        fail(ErrorKind::backend,
+             "this engine was made before a fork(), so its threads do not exist here; load the "
+             "policy in the process that uses it");
+    return std::unique_lock<std::mutex>(mutex_);
+}
+
+void Engine::check_flow(const FlowInput& f) const {
+    if (f.rows < 1 || f.rows > config_.chunk_size)
+        fail(ErrorKind::input, "horizon %d is outside [1, %d]", f.rows, config_.chunk_size);
+    if (f.steps < 1 || f.steps > 1000)
+        fail(ErrorKind::input, "%d denoise steps are outside [1, 1000]", f.steps);
+    const Guidance& g = f.guidance;
+    if (!g.previous) return;
+    if (g.rows > config_.chunk_size || g.dims > config_.max_action_dim)
+        fail(ErrorKind::input, "the previous chunk is [%d, %d], at most [%d, %d] fits", g.rows,
+             g.dims, config_.chunk_size, config_.max_action_dim);
+    if (g.inference_delay < 0 || g.execution_horizon < 0)
+        fail(ErrorKind::input, "inference_delay %d and execution_horizon %d must not be negative",
+             g.inference_delay, g.execution_horizon);
+}
+
+int Engine::image_tokens(int height, int width) const {
+    return vision_->grid(height, width).tokens(config_.scale_factor);
+}
+
+void Engine::encode_images(const float* pixels, int cameras, int height, int width, float* tokens) {
+    const auto lock = enter();
+    const int count = image_tokens(height, width);
+    for (int i = 0; i < cameras; ++i) {
+        check_();
+        const Mat out = image_tokens_[0].top(count);
+        vision_->encode(pixels + size_t(i) * 3 * height * width, height, width, out, nullptr, i);
+        for (int r = 0; r < count; ++r)
+            std::copy_n(out.row(r), config_.text_width,
+                        tokens + (size_t(i) * count + r) * config_.text_width);
+    }
+}
+
+void Engine::check_cameras(size_t count) const {
+    if (count > image_tokens_.size())
+        fail(ErrorKind::input, "%zu cameras given, the policy was built for at most %zu", count,
+             image_tokens_.size());
+}
+
+void Engine::fill_prefix(const Mat* images, int cameras, const int* tokens, int token_count,
+                         const float* state) {
+    prefix_tokens_ = 0;
+    prefix_->begin();
+    for (int i = 0; i < cameras; ++i) prefix_->add_image(images[i], images[i].data == nullptr);
+    prefix_->add_text(tokens, token_count);
+    prefix_->add_state(state);
+}
+
+int Engine::prefill(const float* image_tokens, int cameras, int tokens_per_camera,
+                    const bool* camera_mask, const int* tokens, int token_count,
+                    const float* state) {
+    const auto lock = enter();
+    check_cameras(static_cast<size_t>(cameras));
+    const int width = config_.text_width;
+    Mat images[kMaxCameras];
+    for (int i = 0; i < cameras; ++i)
+        if (camera_mask[i])
+            images[i] = {const_cast<float*>(image_tokens) + size_t(i) * tokens_per_camera * width,
+                         tokens_per_camera, width, width};
+    fill_prefix(images, cameras, tokens, token_count, state);
+    return prefix_tokens_ = prefix_->run(nullptr);
+}
+
+void Engine::run_flow(const FlowInput& f, int prefix_tokens, float* out, Trace* trace) {
+    flow_->run(f.noise, f.rows, f.steps, f.guidance, prefix_tokens, out, trace, check_);
+}
+
+void Engine::denoise(const FlowInput& flow, float* out) {
+    const auto lock = enter();
+    check_flow(flow);
+    if (prefix_tokens_ == 0) fail(ErrorKind::input, "denoise() needs a prefill() before it");
+    run_flow(flow, prefix_tokens_, out, nullptr);
+}
+
+void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* out, Trace* trace) {
+    const auto lock = enter();
+    check_flow(flow);
+    check_cameras(static_cast<size_t>(in.cameras));
+    const int tokens = image_tokens(in.height, in.width);
+    Mat images[kMaxCameras];
+    for (int i = 0; i < in.cameras; ++i) {
+        if (!in.camera_mask[i]) continue;
+        check_();
+        images[i] = image_tokens_[static_cast<size_t>(i)].top(tokens);
+        vision_->encode(in.pixels + size_t(i) * 3 * in.height * in.width, in.height, in.width,
+                        images[i], trace, i);
+    }
+    check_();
+    fill_prefix(images, in.cameras, in.tokens, in.token_count, in.state);
+    prefix_tokens_ = prefix_->run(trace);
+    run_flow(flow, prefix_tokens_, out, trace);
+    if (trace) trace->put("out.actions_padded", {1, flow.rows, config_.max_action_dim}, out);
+}
+
+Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
+                        const float* state, bool state_is_normalized, const FlowInput& flow,
+                        float* normalized, float* actions) {
+    const auto lock = enter();
+    check_flow(flow);
+    check_cameras(frames.size());
+    Timings times;
+    const double start = now_ms();
+    Mat images[kMaxCameras];
+    for (size_t i = 0; i < frames.size(); ++i) {
+        const Frame& frame = frames[i];
+        if (!frame.data) continue;
+        check_();
+        const int height = config_.resize_height ? config_.resize_height : frame.height;
+        const int width = config_.resize_width ? config_.resize_width : frame.width;
+        images[i] = image_tokens_[i].top(image_tokens(height, width));  // also bounds the size
+        const double before = now_ms();
+        ops_->letterbox(frame, pixels_, height, width);
+        times.preprocess += now_ms() - before;
+        vision_->encode(pixels_, height, width, images[i], nullptr, static_cast<int>(i));
+    }
+    times.vision = now_ms() - start - times.preprocess;
+    check_();
+
+    const double prefix_start = now_ms();
+    std::fill(state_.begin(), state_.end(), 0.0f);
+    std::copy_n(state, config_.state_dim, state_.begin());
+    if (!state_is_normalized) state_statistics_.normalize(state_.data(), config_.state_dim);
+    if (config_.adapt_to_pi_aloha) aloha_decode_state(state_.data());
+    fill_prefix(images, static_cast<int>(frames.size()), tokens, token_count, state_.data());
+    prefix_tokens_ = prefix_->run(nullptr);
+    times.prefix = now_ms() - prefix_start;
+
+    const double flow_start = now_ms();
+    run_flow(flow, prefix_tokens_, sampled_.data(), nullptr);
+    const int dims = config_.action_dim;
+    for (int r = 0; r < flow.rows; ++r) {
+        float* model_space = normalized + size_t(r) * dims;
+        std::copy_n(&sampled_[size_t(r) * config_.max_action_dim], dims, model_space);
+        if (config_.adapt_to_pi_aloha) aloha_encode_actions(model_space);
+        float* robot_units = actions + size_t(r) * dims;
+        std::copy_n(model_space, dims, robot_units);
+        action_statistics_.unnormalize(robot_units, dims);
+        for (int d = 0; d < dims; ++d)
+            if (!std::isfinite(robot_units[d]))
+                fail(ErrorKind::non_finite, "action [%d, %d] is %f; no action is returned", r, d,
+                     double(robot_units[d]));
+    }
+    times.flow = now_ms() - flow_start;
+    times.total = now_ms() - start;
+    return times;
+}
+
+}  // namespace smolvla

@@ -1,0 +1,98 @@
+// The whole policy without Python: frames, state and token ids in, robot-unit actions out. Everything
+// it will ever need is allocated while it is built.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "model/flow.h"
+#include "model/prefix.h"
+#include "model/vision.h"
+
+namespace smolvla {
+
+struct Timings {  // milliseconds
+    double preprocess = 0, vision = 0, prefix = 0, flow = 0, total = 0;
+};
+
+// What the model alone takes, in normalised space.
+struct ModelInput {
+    const float* pixels;       // [cameras, 3, height, width] in [-1, 1]
+    int cameras, height, width;
+    const bool* camera_mask;   // [cameras]
+    const int* tokens;         // valid ones only
+    int token_count;
+    const float* state;        // [max_state_dim]
+};
+
+struct FlowInput {
+    const float* noise;  // [rows, max_action_dim]
+    int rows;            // the horizon
+    int steps;
+    Guidance guidance;
+};
+
+class Engine {
+public:
+    static constexpr int kMaxCameras = 64;
+
+    Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
+           const std::vector<TensorEntry>& tensors, int threads, const std::string& isa);
+
+    // Called between stages and steps; may throw to stop the call (Ctrl-C).
+    void set_interrupt_check(std::function<void()> check) { check_ = std::move(check); }
+
+    // --- seams -----------------------------------------------------------------------------------
+    int image_tokens(int height, int width) const;
+    void encode_images(const float* pixels, int cameras, int height, int width, float* tokens);
+    int prefill(const float* image_tokens, int cameras, int tokens_per_camera,
+                const bool* camera_mask, const int* tokens, int token_count, const float* state);
+    void denoise(const FlowInput& flow, float* out);
+
+    // --- the model alone: out [rows, max_action_dim] -----------------------------------------------
+    void sample_actions(const ModelInput& input, const FlowInput& flow, float* out, Trace* trace);
+
+    // --- the whole policy: normalized, actions [rows, action_dim] ----------------------------------
+    // `state` has state_dim values, raw unless state_is_normalized.
+    Timings predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
+                    const float* state, bool state_is_normalized, const FlowInput& flow,
+                    float* normalized, float* actions);
+
+    const ModelConfig& config() const { return config_; }
+    BackendInfo info() const { return ops_->info(); }
+
+private:
+    std::unique_lock<std::mutex> enter();
+    void check_flow(const FlowInput& flow) const;
+    void run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
+    void check_cameras(size_t count) const;
+    // An image without data is a masked camera.
+    void fill_prefix(const Mat* images, int cameras, const int* tokens, int token_count,
+                     const float* state);
+
+    const ModelConfig config_;
+    const Statistics state_statistics_, action_statistics_;
+    TensorSource source_;
+    std::unique_ptr<Backend> ops_;
+    std::unique_ptr<Vision> vision_;
+    std::unique_ptr<Expert> expert_;
+    std::unique_ptr<Prefix> prefix_;
+    std::unique_ptr<Flow> flow_;
+    std::vector<Mat> image_tokens_;  // one buffer per camera
+    float* pixels_;
+    std::vector<float> state_, sampled_;
+    int prefix_tokens_ = 0;  // 0: nothing prefilled
+    std::function<void()> check_ = [] {};
+    std::mutex mutex_;
+    const pid_t owner_;
+};
+
+// LeRobot's conversions for ALOHA arms, on normalised values: flips joints 1, 2, 8, 9 and maps the
+// grippers 6 and 13 between linear and angular positions.
+void aloha_decode_state(float* state);
+void aloha_encode_actions(float* actions);
+
+}  // namespace smolvla

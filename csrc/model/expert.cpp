@@ -1,0 +1,179 @@
+#include "model/expert.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/vision.h"
+
+namespace smolvla {
+
+Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
+    : config_(c), ops_(ops) {
+    const int width = c.expert_width, kv = c.kv_width(), prefix = c.max_prefix();
+    for (int t = 0; t < c.text_layers; ++t) {
+        const int e = c.expert_layer_of(t);
+        if (e < 0) continue;
+        const std::string at = "expert.layers." + std::to_string(e) + ".";
+        const std::string q = at + "attn.q.weight", k = at + "attn.k.weight",
+                          v = at + "attn.v.weight";
+        Layer l{};
+        l.text_layer = t;
+        l.self = c.is_self_layer(t);
+        l.block.norm1 = load_vector(source, ops, at + "norm1.weight", width);
+        l.block.norm2 = load_vector(source, ops, at + "norm2.weight", width);
+        if (l.self) {
+            l.block.qkv = ops.load_linear(source, {q, k, v}, {}, width, {c.q_width(), kv, kv}, false);
+        } else {
+            l.block.qkv = ops.load_linear(source, {q}, {}, width, {c.q_width()}, false);
+            l.cross_k = ops.load_linear(source, {k}, {}, kv, {kv}, false);
+            l.cross_v = ops.load_linear(source, {v}, {}, kv, {kv}, false);
+        }
+        l.block.out = ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {width}, false);
+        l.block.gate_up = ops.load_linear(source, {at + "mlp.gate.weight", at + "mlp.up.weight"}, {},
+                                          width, {c.expert_mlp, c.expert_mlp}, true);
+        l.block.down = ops.load_linear(source, {at + "mlp.down.weight"}, {}, c.expert_mlp, {width},
+                                       false);
+        l.kv = ops.make_kv(c.kv_heads, c.head_dim, prefix + (l.self ? c.chunk_size : 0));
+        layers_.push_back(l);
+    }
+    norm_ = load_vector(source, ops, "expert.norm.weight", width);
+    fold_time_mlp(source);
+    time_out_ = ops.load_linear(source, {"time_out.weight"}, {"time_out.bias"}, width, {width}, false);
+    action_out_ = ops.load_linear(source, {"action_out.weight"}, {"action_out.bias"}, width,
+                                  {c.max_action_dim}, false);
+    rope_ = make_rope_table(c, ops, prefix + c.chunk_size);
+    cross_k_ = ops.make_mat(prefix, kv);
+    cross_v_ = ops.make_mat(prefix, kv);
+    const int rows = c.chunk_size;
+    suffix_ = ops.make_mat(rows, width);
+    x_ = ops.make_mat(rows, width);
+    normed_ = ops.make_mat(rows, width);
+    qkv_ = ops.make_mat(rows, c.q_width() + 2 * kv);
+    attended_ = ops.make_mat(rows, c.q_width());
+    hidden_ = ops.make_mat(rows, c.expert_mlp);
+    velocity_ = ops.make_mat(rows, c.max_action_dim);
+    lengths_.assign(static_cast<size_t>(rows), 0);
+    set_steps(c.num_steps);
+}
+
+// action_time_mlp_in([action_in(x) | time]) = (W_action A) x + (W_time time + W_action a + b):
+// a [width, max_action_dim] matrix and one vector per step. Folded in double, rounded once.
+void Expert::fold_time_mlp(const TensorSource& source) {
+    const int width = config_.expert_width, dims = config_.max_action_dim;
+    const size_t w = static_cast<size_t>(width);
+    std::vector<float> mlp(w * 2 * w), action(w * static_cast<size_t>(dims)), action_bias(w);
+    time_bias_.resize(w);
+    source.read_f32(source.expect("time_in.weight", {width, 2 * width}), 0, 2 * w * w, mlp.data());
+    source.read_f32(source.expect("time_in.bias", {width}), 0, width, time_bias_.data());
+    source.read_f32(source.expect("action_in.weight", {width, dims}), 0, w * dims, action.data());
+    source.read_f32(source.expect("action_in.bias", {width}), 0, width, action_bias.data());
+
+    std::vector<float> folded(w * static_cast<size_t>(dims));
+    std::vector<double> sums(static_cast<size_t>(dims));
+    time_weight_.resize(w * w);
+    for (size_t o = 0; o < w; ++o) {
+        const float* row = &mlp[o * 2 * w];
+        std::fill(sums.begin(), sums.end(), 0.0);
+        double bias = time_bias_[o];
+        for (size_t k = 0; k < w; ++k) {
+            for (int d = 0; d < dims; ++d)
+                sums[d] += double(row[k]) * double(action[k * dims + d]);
+            bias += double(row[k]) * double(action_bias[k]);
+        }
+        for (int d = 0; d < dims; ++d) folded[o * dims + d] = static_cast<float>(sums[d]);
+        time_bias_[o] = static_cast<float>(bias);
+        std::copy_n(row + w, w, &time_weight_[o * w]);
+    }
+    action_in_ = ops_.make_linear(folded.data(), width, dims);
+}
+
+float Expert::time_of_step(int step, int steps) {
+    return static_cast<float>(1.0 + step * (-1.0 / steps));
+}
+
+void Expert::set_steps(int steps) {
+    if (steps == steps_) return;
+    const int width = config_.expert_width, half = width / 2;
+    // The table is used as a bias, which the backend reads in whole panels: pad the rows.
+    if (steps > time_table_.rows) time_table_ = ops_.make_mat(steps, (width + 63) / 64 * 64);
+    std::vector<float> wave(static_cast<size_t>(width));
+    for (int s = 0; s < steps; ++s) {
+        const double t = time_of_step(s, steps);
+        for (int i = 0; i < half; ++i) {
+            const double fraction = half > 1 ? double(i) / (half - 1) : 0.0;
+            const double period =
+                config_.min_period * std::pow(config_.max_period / config_.min_period, fraction);
+            const double angle = 1.0 / period * 2.0 * M_PI * t;
+            wave[i] = static_cast<float>(std::sin(angle));
+            wave[half + i] = static_cast<float>(std::cos(angle));
+        }
+        for (int o = 0; o < width; ++o) {
+            double sum = time_bias_[o];
+            const float* row = &time_weight_[size_t(o) * width];
+            for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave[k]);
+            time_table_.row(s)[o] = static_cast<float>(sum);
+        }
+    }
+    steps_ = steps;
+}
+
+void Expert::set_prefix(int text_layer, Mat keys, Mat values) {
+    for (Layer& l : layers_) {
+        if (l.text_layer != text_layer) continue;
+        if (l.self) {
+            ops_.store_kv(keys, values, l.kv, 0);
+        } else {
+            const Mat k = cross_k_.top(keys.rows), v = cross_v_.top(keys.rows);
+            ops_.linear(keys, l.cross_k, k, {});
+            ops_.linear(values, l.cross_v, v, {});
+            ops_.store_kv(k, v, l.kv, 0);
+        }
+    }
+}
+
+Mat Expert::velocity(Mat actions, int prefix_tokens, int step, Trace* trace) {
+    const int rows = actions.rows, q = config_.q_width(), kv = config_.kv_width();
+    const Mat x = x_.top(rows), normed = normed_.top(rows), qkv = qkv_.top(rows);
+    const Mat attended = attended_.top(rows), hidden = hidden_.top(rows);
+    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim, lengths_.data()};
+    Trace* first = step == 0 ? trace : nullptr;
+
+    LinearOptions time, add;
+    time.bias = time_table_.row(step);
+    time.activation = Activation::silu;
+    add.residual = x;
+    ops_.linear(actions, action_in_, suffix_.top(rows), time);
+    ops_.linear(suffix_.top(rows), time_out_, x, {});
+    if (trace) trace->put("mid.suffix_embs.step" + std::to_string(step), x);
+
+    for (const Layer& l : layers_) {
+        ops_.rms_norm(x, l.block.norm1, config_.rms_eps, normed);
+        if (l.self) {
+            // Action tokens are causal among themselves and follow the whole prefix.
+            const Mat k = qkv.columns(q, kv), v = qkv.columns(q + kv, kv);
+            ops_.linear(normed, l.block.qkv, qkv, {});
+            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, prefix_tokens);
+            ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, prefix_tokens);
+            ops_.store_kv(k, v, l.kv, prefix_tokens);
+            for (int r = 0; r < rows; ++r) lengths_[static_cast<size_t>(r)] = prefix_tokens + r + 1;
+        } else {
+            // Projected keys get no second RoPE; queries count from 0 and see the prefix only.
+            ops_.linear(normed, l.block.qkv, qkv.columns(0, q), {});
+            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, 0);
+            std::fill_n(lengths_.begin(), rows, prefix_tokens);
+        }
+        ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
+        ops_.linear(attended, l.block.out, x, add);
+        ops_.rms_norm(x, l.block.norm2, config_.rms_eps, normed);
+        ops_.linear(normed, l.block.gate_up, hidden, {});
+        ops_.linear(hidden, l.block.down, x, add);
+        if (first) first->put("mid.step0.expert_layer" + std::to_string(l.text_layer), x);
+    }
+    ops_.rms_norm(x, norm_, config_.rms_eps, normed);
+    if (first) first->put("mid.step0.expert_out_normed", normed);
+    const Mat v = velocity_.top(rows);
+    ops_.linear(normed, action_out_, v, {});
+    return v;
+}
+
+}  // namespace smolvla

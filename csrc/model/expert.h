@@ -1,0 +1,51 @@
+// The action expert: one denoising step's velocity for the noisy actions, against a fixed prefix.
+#pragma once
+
+#include "model/block.h"
+#include "model/trace.h"
+
+namespace smolvla {
+
+class Expert {
+public:
+    Expert(const ModelConfig& config, const TensorSource& source, Backend& ops);
+
+    // Keys (after RoPE) and values [n, kv_width] of a text layer. Cross layers project them here,
+    // once per call and not once per step: they depend on the prefix only.
+    void set_prefix(int text_layer, Mat keys, Mat values);
+
+    // The time half of action_time_mlp_in for N steps, a table of N vectors. Allocates only when N
+    // grows past every N seen before.
+    void set_steps(int steps);
+
+    // Velocity [rows, max_action_dim] of actions x [rows, max_action_dim] at step `step`.
+    Mat velocity(Mat x, int prefix_tokens, int step, Trace* trace);
+
+    // t_k = 1 - k / N, as LeRobot computes it: python double, then float32.
+    static float time_of_step(int step, int steps);
+
+private:
+    struct Layer {
+        Block block;
+        int text_layer;
+        bool self;
+        const Linear *cross_k, *cross_v;
+        KvStore* kv;
+    };
+    void fold_time_mlp(const TensorSource& source);
+
+    const ModelConfig config_;
+    Backend& ops_;
+    std::vector<Layer> layers_;
+    const Linear *action_in_, *time_out_, *action_out_;
+    const float* norm_;
+    RopeTable rope_;
+    std::vector<float> time_weight_;  // [expert_width, expert_width], the time half
+    std::vector<float> time_bias_;
+    Mat time_table_;
+    int steps_ = 0;
+    std::vector<int> lengths_;
+    Mat suffix_, x_, normed_, qkv_, attended_, hidden_, velocity_, cross_k_, cross_v_;
+};
+
+}  // namespace smolvla

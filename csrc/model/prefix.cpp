@@ -1,0 +1,148 @@
+#include "model/prefix.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/vision.h"
+#include "runtime/error.h"
+
+namespace smolvla {
+
+RopeTable make_rope_table(const ModelConfig& c, Backend& ops, int positions) {
+    const int half = c.head_dim / 2;
+    RopeTable table{ops.make_mat(positions, half), ops.make_mat(positions, half)};
+    for (int i = 0; i < half; ++i) {
+        const float exponent = (2.0f / static_cast<float>(c.head_dim)) * static_cast<float>(i);
+        const float timescale = std::pow(c.rope_theta, exponent);
+        for (int p = 0; p < positions; ++p) {
+            const float angle = static_cast<float>(p) / timescale;
+            table.cosine.row(p)[i] = static_cast<float>(std::cos(double(angle)));
+            table.sine.row(p)[i] = static_cast<float>(std::sin(double(angle)));
+        }
+    }
+    return table;
+}
+
+Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert& expert)
+    : config_(c), ops_(ops), expert_(expert) {
+    const int last = c.last_used_text_layer();
+    for (int i = 0; i <= last; ++i) {
+        const std::string at = "text.layers." + std::to_string(i) + ".";
+        const std::string k = at + "attn.k.weight", v = at + "attn.v.weight";
+        Block l{};
+        l.norm1 = load_vector(source, ops, at + "norm1.weight", c.text_width);
+        if (i == last) {  // nobody reads what this layer would pass on
+            l.qkv = ops.load_linear(source, {k, v}, {}, c.text_width, {c.kv_width(), c.kv_width()},
+                                    false);
+            layers_.push_back(l);
+            break;
+        }
+        l.qkv = ops.load_linear(source, {at + "attn.q.weight", k, v}, {}, c.text_width,
+                                {c.q_width(), c.kv_width(), c.kv_width()}, false);
+        l.out = ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {c.text_width},
+                                false);
+        l.norm2 = load_vector(source, ops, at + "norm2.weight", c.text_width);
+        l.gate_up = ops.load_linear(source, {at + "mlp.gate.weight", at + "mlp.up.weight"}, {},
+                                    c.text_width, {c.text_mlp, c.text_mlp}, true);
+        l.down = ops.load_linear(source, {at + "mlp.down.weight"}, {}, c.text_mlp, {c.text_width},
+                                 false);
+        layers_.push_back(l);
+    }
+    state_in_ = ops.load_linear(source, {"state_in.weight"}, {"state_in.bias"}, c.max_state_dim,
+                                {c.text_width}, false);
+    const TensorEntry& embedding = source.expect("text.embed.weight", {c.vocab, c.text_width});
+    embedding_ = source.map(embedding);
+    embedding_dtype_ = embedding.dtype;
+
+    const int n = c.max_prefix();
+    rope_ = make_rope_table(c, ops, n);
+    kv_ = ops.make_kv(c.kv_heads, c.head_dim, n);
+    lengths_.assign(static_cast<size_t>(n), 0);
+    x_ = ops.make_mat(n, c.text_width);
+    normed_ = ops.make_mat(n, c.text_width);
+    qkv_ = ops.make_mat(n, c.q_width() + 2 * c.kv_width());
+    attended_ = ops.make_mat(n, c.q_width());
+    hidden_ = ops.make_mat(n, c.text_mlp);
+    state_ = ops.make_mat(1, c.max_state_dim);
+}
+
+void Prefix::begin() { count_ = 0; }
+
+Mat Prefix::next_rows(int count) {
+    if (count > x_.rows - count_)
+        fail(ErrorKind::input, "the prefix has room for %d tokens, %d more do not fit after %d",
+             x_.rows, count, count_);
+    count_ += count;
+    return x_.below(count_ - count, count);
+}
+
+void Prefix::add_special(int id) {
+    ops_.gather_rows(embedding_, embedding_dtype_, &id, 1, 1.0f, next_rows(1));
+}
+
+void Prefix::add_image(Mat tokens, bool masked) {
+    // Special tokens are valid even around a masked camera, and are not scaled (as in LeRobot).
+    if (config_.add_image_special_tokens) {
+        add_special(config_.fake_token_id);
+        add_special(config_.global_token_id);
+    }
+    if (!masked)
+        ops_.copy(tokens, std::sqrt(static_cast<float>(config_.text_width)),
+                  next_rows(tokens.rows));
+    if (config_.add_image_special_tokens) add_special(config_.fake_token_id);
+}
+
+void Prefix::add_text(const int* ids, int count) {
+    for (int i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= config_.vocab)
+            fail(ErrorKind::input, "token %d is outside the vocabulary of %d", ids[i],
+                 config_.vocab);
+    ops_.gather_rows(embedding_, embedding_dtype_, ids, count,
+                     std::sqrt(static_cast<float>(config_.text_width)), next_rows(count));
+}
+
+void Prefix::add_state(const float* state) {
+    std::copy_n(state, config_.max_state_dim, state_.data);
+    ops_.linear(state_, state_in_, next_rows(1), {});
+}
+
+int Prefix::run(Trace* trace) {
+    const int n = count_, q = config_.q_width(), kv = config_.kv_width();
+    const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
+    const Mat attended = attended_.top(n);
+    if (trace) trace->put("out.prefix_embs", x);
+    // Images and text attend to each other; only the state token attends to itself.
+    std::fill_n(lengths_.begin(), n, n - 1);
+    lengths_[static_cast<size_t>(n - 1)] = n;
+    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim, lengths_.data()};
+
+    LinearOptions add;
+    add.residual = x;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const Block& l = layers_[i];
+        const bool last = i + 1 == layers_.size();
+        const int queries = last ? 0 : q;  // columns of q in front of k
+        const Mat k = qkv.columns(queries, kv), v = qkv.columns(queries + kv, kv);
+        ops_.rms_norm(x, l.norm1, config_.rms_eps, normed);
+        ops_.linear(normed, l.qkv, qkv.columns(0, queries + 2 * kv), {});
+        ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, 0);
+        expert_.set_prefix(static_cast<int>(i), k, v);
+        if (trace) {
+            const std::string name = "out.kv." + std::to_string(i);
+            trace->put_heads(name + ".key", k, config_.kv_heads);
+            trace->put_heads(name + ".value", v, config_.kv_heads);
+        }
+        if (last) break;
+        ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, 0);
+        ops_.store_kv(k, v, kv_, 0);
+        ops_.attention(qkv.columns(0, q), kv_, shape, attended);
+        ops_.linear(attended, l.out, x, add);
+        ops_.rms_norm(x, l.norm2, config_.rms_eps, normed);
+        ops_.linear(normed, l.gate_up, hidden, {});
+        ops_.linear(hidden, l.down, x, add);
+        if (trace) trace->put("mid.prefix_layer" + std::to_string(i), x);
+    }
+    return n;
+}
+
+}  // namespace smolvla

@@ -1,0 +1,42 @@
+// Prefix: [image tokens | text tokens | state token] through the language model, for its keys and
+// values alone. Only valid tokens enter: no valid row attends to a masked one and positions are the
+// cumulative count of valid tokens, so leaving the others out changes nothing.
+#pragma once
+
+#include "model/block.h"
+#include "model/expert.h"
+#include "model/trace.h"
+
+namespace smolvla {
+
+class Prefix {
+public:
+    Prefix(const ModelConfig& config, TensorSource& source, Backend& ops, Expert& expert);
+
+    // Building the sequence, in order: images (with their special tokens), text, state.
+    void begin();
+    void add_image(Mat tokens, bool masked);
+    void add_text(const int* ids, int count);
+    void add_state(const float* state);  // [max_state_dim], normalised, zero-padded
+    // Runs the layers and hands each layer's keys and values to the expert. Returns the token count.
+    int run(Trace* trace);
+
+private:
+    void add_special(int id);
+    Mat next_rows(int count);
+
+    const ModelConfig config_;
+    Backend& ops_;
+    Expert& expert_;
+    std::vector<Block> layers_;
+    const Linear* state_in_;
+    const void* embedding_;
+    DType embedding_dtype_;
+    RopeTable rope_;
+    KvStore* kv_;
+    std::vector<int> lengths_;
+    int count_ = 0;
+    Mat x_, normed_, qkv_, attended_, hidden_, state_;
+};
+
+}  // namespace smolvla

@@ -1,0 +1,133 @@
+#include "model/vision.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "runtime/error.h"
+
+namespace smolvla {
+
+const float* load_vector(const TensorSource& source, Backend& ops, const std::string& name,
+                         int size) {
+    float* values = ops.make_buffer(static_cast<size_t>(size));
+    source.read_f32(source.expect(name, {size}), 0, size, values);
+    return values;
+}
+
+Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
+    : config_(c), ops_(ops) {
+    const int width = c.vision_width, patches = c.max_patches();
+    const int patch_inputs = 3 * c.patch_size * c.patch_size;
+    patch_ = ops.load_linear(source, {"vision.patch.weight"}, {"vision.patch.bias"}, patch_inputs,
+                             {width}, false);
+    for (int i = 0; i < c.vision_layers; ++i) {
+        const std::string at = "vision.layers." + std::to_string(i) + ".";
+        Layer l;
+        l.norm1_weight = load_vector(source, ops, at + "norm1.weight", width);
+        l.norm1_bias = load_vector(source, ops, at + "norm1.bias", width);
+        l.norm2_weight = load_vector(source, ops, at + "norm2.weight", width);
+        l.norm2_bias = load_vector(source, ops, at + "norm2.bias", width);
+        l.qkv = ops.load_linear(
+            source, {at + "attn.q.weight", at + "attn.k.weight", at + "attn.v.weight"},
+            {at + "attn.q.bias", at + "attn.k.bias", at + "attn.v.bias"}, width,
+            {width, width, width}, false);
+        l.out = ops.load_linear(source, {at + "attn.o.weight"}, {at + "attn.o.bias"}, width, {width},
+                                false);
+        l.up = ops.load_linear(source, {at + "mlp.up.weight"}, {at + "mlp.up.bias"}, width,
+                               {c.vision_mlp}, false);
+        l.down = ops.load_linear(source, {at + "mlp.down.weight"}, {at + "mlp.down.bias"},
+                                 c.vision_mlp, {width}, false);
+        layers_.push_back(l);
+    }
+    norm_weight_ = load_vector(source, ops, "vision.norm.weight", width);
+    norm_bias_ = load_vector(source, ops, "vision.norm.bias", width);
+    const int joined = width * c.scale_factor * c.scale_factor;
+    connector_ = ops.load_linear(source, {"connector.weight"}, {}, joined, {c.text_width}, false);
+
+    const TensorEntry& table = source.expect("vision.position.weight", {patches, width});
+    position_table_ = ops.make_mat(patches, width);
+    for (int r = 0; r < patches; ++r)
+        source.read_f32(table, int64_t(r) * width, width, position_table_.row(r));
+
+    kv_ = ops.make_kv(c.vision_heads, width / c.vision_heads, patches);
+    patches_ = ops.make_mat(patches, patch_inputs);
+    x_ = ops.make_mat(patches, width);
+    normed_ = ops.make_mat(patches, width);
+    qkv_ = ops.make_mat(patches, 3 * width);
+    attended_ = ops.make_mat(patches, width);
+    hidden_ = ops.make_mat(patches, c.vision_mlp);
+    gathered_positions_ = ops.make_mat(patches, width);
+    shuffled_ = ops.make_mat(c.max_image_tokens(), joined);
+    lengths_.assign(static_cast<size_t>(patches), 0);
+}
+
+ImageGrid Vision::grid(int height, int width) const {
+    ImageGrid g{height / config_.patch_size, width / config_.patch_size, 0};
+    g.side = static_cast<int>(std::lround(std::sqrt(double(g.patches()))));
+    if (g.patches() < 1 || g.side * g.side != g.patches() || g.side % config_.scale_factor != 0 ||
+        g.patches() > config_.max_patches())
+        fail(ErrorKind::input,
+             "an image of %d x %d pixels gives %d x %d patches; their count must be at most %d and "
+             "the square of a multiple of %d",
+             width, height, g.cols, g.rows, config_.max_patches(), config_.scale_factor);
+    return g;
+}
+
+// The table's rows for an image of another size: fractions of its height and width, as transformers
+// buckets them (row floor(i * side / n)); the identity for a full-size image.
+Mat Vision::positions(const ImageGrid& g) {
+    const int side = config_.image_size / config_.patch_size;
+    if (g.rows == side && g.cols == side) return position_table_;
+    for (int r = 0; r < g.patches(); ++r) {
+        const int y = (r / g.cols) * side / g.rows, x = (r % g.cols) * side / g.cols;
+        std::memcpy(gathered_positions_.row(r), position_table_.row(y * side + x),
+                    sizeof(float) * static_cast<size_t>(config_.vision_width));
+    }
+    return gathered_positions_.top(g.patches());
+}
+
+void Vision::encode(const float* pixels, int height, int width, Mat tokens, Trace* trace,
+                    int index) {
+    const ImageGrid g = grid(height, width);
+    const int n = g.patches(), w = config_.vision_width;
+    const std::string suffix = "." + std::to_string(index);
+    if (trace) trace->put("mid.pixels" + suffix, {1, 3, height, width}, pixels);
+
+    const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
+    const Mat attended = attended_.top(n), patches = patches_.top(n);
+    std::fill_n(lengths_.begin(), n, n);
+    const AttentionShape shape{config_.vision_heads, config_.vision_heads, w / config_.vision_heads,
+                               lengths_.data()};
+
+    ops_.patchify(pixels, height, width, config_.patch_size, patches);
+    LinearOptions embed;
+    embed.residual = positions(g);
+    ops_.linear(patches, patch_, x, embed);
+    if (trace) trace->put("mid.vision_embed" + suffix, x);
+
+    LinearOptions add, gelu;
+    add.residual = x;
+    gelu.activation = Activation::gelu_tanh;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const Layer& l = layers_[i];
+        ops_.layer_norm(x, l.norm1_weight, l.norm1_bias, config_.vision_eps, normed);
+        ops_.linear(normed, l.qkv, qkv, {});
+        ops_.store_kv(qkv.columns(w, w), qkv.columns(2 * w, w), kv_, 0);
+        ops_.attention(qkv.columns(0, w), kv_, shape, attended);
+        ops_.linear(attended, l.out, x, add);
+        ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, normed);
+        ops_.linear(normed, l.up, hidden, gelu);
+        ops_.linear(hidden, l.down, x, add);
+        if (trace) trace->put("mid.vision_layer" + std::to_string(i) + suffix, x);
+    }
+    ops_.layer_norm(x, norm_weight_, norm_bias_, config_.vision_eps, normed);
+    if (trace) trace->put("out.vision" + suffix, normed);
+
+    const Mat shuffled = shuffled_.top(g.tokens(config_.scale_factor));
+    ops_.pixel_shuffle(normed, g.side, config_.scale_factor, shuffled);
+    ops_.linear(shuffled, connector_, tokens, {});
+    if (trace) trace->put("out.connector" + suffix, tokens);
+}
+
+}  // namespace smolvla

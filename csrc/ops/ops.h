@@ -1,0 +1,110 @@
+// The operations a device must provide. The model (csrc/model) is written once against this file and
+// knows nothing of threads, instruction sets or memory layouts; a backend implements Backend.
+//
+// An operation is as coarse as the fusion that a backend wants to do in one pass: a linear layer
+// carries its bias, activation and residual; attention carries scale, lengths and softmax. None
+// returns a value to the host. Matrices are row-major views; [rows, cols] float32.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/tensor_source.h"
+
+namespace smolvla {
+
+struct Mat {
+    float* data = nullptr;
+    int rows = 0, cols = 0;
+    ptrdiff_t ld = 0;  // elements from one row to the next
+
+    float* row(int r) const { return data + r * ld; }
+    Mat top(int n) const { return {data, n, cols, ld}; }                  // the first n rows
+    Mat below(int first, int n) const { return {row(first), n, cols, ld}; }
+    Mat columns(int first, int n) const { return {data + first, rows, n, ld}; }
+};
+
+enum class Activation { none, gelu_tanh, silu };
+
+// A weight matrix in the backend's own layout, float32 or bfloat16 storage.
+struct Linear;
+// The keys and values of one layer, in the backend's own layout.
+struct KvStore;
+
+struct LinearOptions {
+    const float* bias = nullptr;  // [out]; overrides the weight's own
+    Activation activation = Activation::none;
+    Mat residual = {};            // [rows, out], may be the output itself
+    float scale = 1.0f;           // y = activation(x W^T + bias) * scale + residual
+};
+
+// Row i of q attends to the first lengths[i] keys. Every mask of SmolVLA has this form: vision (all),
+// prefix (image and text rows stop before the state key), expert (prefix, then causal).
+struct AttentionShape {
+    int heads, kv_heads, head_dim;
+    const int* lengths;  // [rows of q]
+};
+
+// A byte frame [height, width, 3] or float frame in [0, 1], RGB.
+struct Frame {
+    const void* data = nullptr;  // null: the camera is masked
+    bool is_u8 = true;
+    int height = 0, width = 0;
+};
+
+struct BackendInfo {
+    std::string isa;
+    int threads;
+    size_t weight_bytes, buffer_bytes;
+    std::vector<std::string> kernels;  // the chosen ones
+};
+
+class Backend {
+public:
+    virtual ~Backend() = default;
+    virtual BackendInfo info() const = 0;
+
+    // --- while loading -------------------------------------------------------------------------
+    // Weights [out_i, in] stacked along the output, each read from `source` in its own dtype; biases
+    // are stacked the same way (all or none). With `gated`, exactly two weights: silu(first) * second.
+    virtual const Linear* load_linear(const TensorSource& source,
+                                      const std::vector<std::string>& weights,
+                                      const std::vector<std::string>& biases, int in,
+                                      const std::vector<int>& out, bool gated) = 0;
+    // A computed float32 weight [out, in], row-major.
+    virtual const Linear* make_linear(const float* weight, int out, int in) = 0;
+    virtual KvStore* make_kv(int kv_heads, int head_dim, int capacity) = 0;
+    virtual float* make_buffer(size_t count) = 0;  // zeroed, lives as long as the backend
+    Mat make_mat(int rows, int cols);
+
+    // --- while running; no allocation ------------------------------------------------------------
+    virtual void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) = 0;
+    virtual void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) = 0;
+    virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;
+    // Rotates every head of x in place; row i by the angles of table row first + i.
+    virtual void rope(Mat x, int heads, Mat cosine, Mat sine, int first) = 0;
+    // Writes rows of keys and values [rows, kv_heads * head_dim] at positions first...
+    virtual void store_kv(Mat keys, Mat values, KvStore* kv, int first) = 0;
+    virtual void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) = 0;
+    // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
+    virtual void letterbox(const Frame& frame, float* pixels, int height, int width) = 0;
+    // pixels [3, height, width] -> rows [patches, 3 * patch * patch] in (channel, y, x) order.
+    virtual void patchify(const float* pixels, int height, int width, int patch, Mat rows) = 0;
+    // Row (Y, X) of `out` joins the scale x scale rows of x around it, y slow and x fast; the rows
+    // of x form a side x side grid.
+    virtual void pixel_shuffle(Mat x, int side, int scale, Mat out) = 0;
+    // out[i] = table[ids[i]] * scale; the table [*, out.cols] in its storage dtype.
+    virtual void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
+                             Mat out) = 0;
+    virtual void copy(Mat x, float scale, Mat y) = 0;
+    // x <- x + dt * v, where v is first guided: v <- v - gain * (previous - (x - t v)) * weight[row].
+    virtual void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
+                             float gain) = 0;
+};
+
+std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
+                                          const std::string& isa);
+
+}  // namespace smolvla

@@ -1,0 +1,66 @@
+// A small pool: the caller is thread 0, the others spin for a moment after each job and then park.
+//
+// Work is handed out item by item from one atomic counter, so a core slowed by something else does
+// not hold up the rest. Which thread ran an item never shows in a result: every item writes its own
+// output and no kernel adds across items.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace smolvla {
+
+class ThreadPool {
+public:
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls body(item, thread) for every item in [0, items), each exactly once; returns when all are
+    // done. `body` must not throw. No allocation.
+    template <class Body>
+    void run(int items, const Body& body) {
+        if (items <= 0) return;
+        if (items == 1 || workers_.empty()) {
+            for (int i = 0; i < items; ++i) body(i, 0);
+            return;
+        }
+        start(
+            items,
+            [](const void* context, int item, int thread) {
+                (*static_cast<const Body*>(context))(item, thread);
+            },
+            &body);
+    }
+
+private:
+    using Call = void (*)(const void* context, int item, int thread);
+
+    void start(int items, Call call, const void* context);
+    void drain(int thread);
+    void work(int thread);
+
+    std::vector<std::thread> workers_;
+    // The job; written by the caller before `generation_` is raised, read by workers after.
+    Call call_ = nullptr;
+    const void* context_ = nullptr;
+    int items_ = 0;
+    alignas(64) std::atomic<int> next_{0};
+    alignas(64) std::atomic<int> busy_{0};
+    alignas(64) std::atomic<unsigned> generation_{0};
+    std::atomic<int> parked_{0};
+    std::atomic<bool> stop_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+};
+
+// Cores this process may use: the affinity mask, cut by the cgroup CPU quota; at least 1.
+int default_threads();
+
+}  // namespace smolvla
