@@ -1,0 +1,72 @@
+"""JSON from untrusted files: size-capped, UTF-8, no duplicate keys, no surprises from the parser.
+
+Python's `json` keeps the last of two equal keys, which lets a file show one value to a reviewer and
+another to the program; it also spends quadratic time on absurdly long numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from smolvla_edge.errors import CheckpointError, SmolVLAEdgeError
+
+MAX_JSON_BYTES = 64 << 20  # the largest honest file here, a tokenizer.json, has 3.5 MB
+MAX_INT_DIGITS = 64
+
+
+class _Malformed(ValueError):
+    """What is wrong with the text; the caller adds the file's name."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _Malformed(f"the key {key!r} appears twice in one object")
+        result[key] = value
+    return result
+
+
+def _short_int(digits: str) -> int:
+    if len(digits) > MAX_INT_DIGITS:
+        raise _Malformed(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def parse_json_object(
+    data: bytes, where: str, error: type[SmolVLAEdgeError] = CheckpointError
+) -> dict[str, Any]:
+    """The JSON object in `data`; `error` naming `where` if it is anything else."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise error(f"{where}: expected a JSON object, but {reason}") from None
+
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_short_int
+        )
+    except UnicodeDecodeError as cause:
+        refuse(f"byte {cause.start} is not UTF-8")
+    except RecursionError:
+        refuse("it is nested too deeply")
+    except ValueError as cause:  # JSONDecodeError and _Malformed
+        refuse(f"it cannot be parsed: {cause}")
+    if not isinstance(value, dict):
+        refuse(f"it holds a {type(value).__name__}")
+    return value
+
+
+def read_json_object(
+    path: Path, error: type[SmolVLAEdgeError] = CheckpointError, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in a file of at most `max_bytes`; `error` naming the file otherwise."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
+    if len(data) > max_bytes:
+        raise error(f"{path} is larger than {max_bytes} bytes, the limit for a JSON file here")
+    return parse_json_object(data, str(path), error)
