@@ -1,0 +1,308 @@
+"""The reference backend: SmolVLA in PyTorch, computed plainly in float32.
+
+It exists to be compared with, and to run where torch runs. Masked cameras and padded tokens are
+computed and masked out, as LeRobot does it; only `predict` leaves nothing to mask but blank frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from smolvla_edge.backends import PredictResult
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
+from smolvla_edge.errors import BackendError, InputError, MissingExtraError, NonFiniteError
+from smolvla_edge.plan import Plan
+from smolvla_edge.preprocess import normalize, unnormalize
+from smolvla_edge.rtc import Guidance
+from smolvla_edge.safetensors_file import TensorEntry
+
+try:
+    import torch
+except ImportError as error:
+    raise MissingExtraError(
+        "backend 'torch' needs PyTorch, which is not installed; "
+        "run: pip install 'smolvla-edge[torch]'"
+    ) from error
+
+from smolvla_edge.model import letterbox, load_model
+from smolvla_edge.model.aloha import actions_to_aloha, state_from_aloha
+from smolvla_edge.model.layers import Record, ignore
+from smolvla_edge.model.prefix import Cache
+
+IMPLEMENTED = ("steps", "horizon")
+
+Prompt = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class TorchBackend:
+    """See backends.Backend for the methods; every array is numpy, of one observation.
+
+    `tensors` may include the dead ones of a checkpoint, which `trace` then shows the use of.
+    `threads` sets torch's thread count for the whole process. Raises BackendError for a device that
+    is not there, CheckpointError for tensors that do not fit `model`.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        tensors: Mapping[str, TensorEntry],
+        contract: Contract,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+    ):
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendError(
+                "expected a CUDA device for device='cuda', torch finds none; use device='cpu' or a "
+                "torch build with CUDA"
+            )
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.config = model
+        self.contract = contract
+        self.device = device
+        self.model = load_model(model, tensors, device=device)
+        self._cache: Cache | None = None
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "backend": self.name,
+            "device": self.device,
+            "isa": torch.backends.cpu.get_cpu_capability() if self.device == "cpu" else None,
+            "sm": None if self.device == "cpu" else torch.cuda.get_device_capability(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "dtype": "float32",
+            "weights_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
+            "plan_fields": list(IMPLEMENTED),
+        }
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            images = [self.model.encode_image(image) for image in self._images(pixels)]
+            return _numpy(torch.cat(images))
+
+    def prefill(
+        self,
+        image_tokens: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+    ) -> int:
+        with torch.inference_mode():
+            cache = self.model.prefill(
+                self._images(image_tokens), *self._prompt(camera_mask, tokens, token_mask, state)
+            )
+        self._cache = cache
+        return int(cache.valid.sum())
+
+    def denoise(
+        self,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> np.ndarray:
+        if self._cache is None:
+            raise InputError("expected prefill() before denoise(), got no prefix; call it first")
+        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        return _numpy(_finite(self._flow(self._cache, noise, plan, guidance)[0]))
+
+    def sample_actions(
+        self,
+        pixels: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> np.ndarray:
+        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        prompt = self._prompt(camera_mask, tokens, token_mask, state)
+        actions = self._sample(self._images(pixels), prompt, noise, plan, guidance)
+        return _numpy(_finite(actions[0]))
+
+    def trace(
+        self,
+        pixels: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        recorded: dict[str, torch.Tensor] = {}
+        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        prompt = self._prompt(camera_mask, tokens, token_mask, state)
+        images = self._images(pixels)
+        self._sample(images, prompt, noise, plan, guidance, recorded.__setitem__)
+        return {name: _numpy(value) for name, value in recorded.items()}
+
+    def predict(
+        self,
+        frames: Sequence[np.ndarray | None],
+        tokens: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        rtc: Guidance | None = None,
+        state_is_normalized: bool = False,
+    ) -> PredictResult:
+        clock = _Clock(self.device)
+        if not state_is_normalized:
+            state = normalize(state, self.contract.state)
+        values = torch.from_numpy(np.array(state, dtype=np.float32))
+        if self.config.adapt_to_pi_aloha:
+            values = state_from_aloha(values)
+        padded = np.zeros(self.config.max_state_dim, np.float32)
+        padded[: len(values)] = values.numpy()
+        camera_mask = np.array([frame is not None for frame in frames])
+        prompt = self._prompt(camera_mask, tokens, np.ones(len(tokens), bool), padded)
+        pixels = self._letterboxed(frames)
+        clock.lap("preprocess")
+        with torch.inference_mode():
+            images = [self.model.encode_image(image) for image in pixels]
+            clock.lap("vision")
+            cache = self.model.prefill(images, *prompt)
+            clock.lap("prefix")
+            actions = _finite(self._flow(cache, noise, plan, rtc)[0]).cpu()
+        actions = actions[:, : self.config.action_dim]
+        # LeRobot hands on what it has after this conversion, also to real-time chunking.
+        if self.config.adapt_to_pi_aloha:
+            actions = actions_to_aloha(actions)
+        normalized = actions.numpy()
+        robot = unnormalize(normalized, self.contract.action)
+        clock.lap("flow")
+        return PredictResult(normalized, robot, clock.timings())
+
+    def _sample(
+        self,
+        images: Sequence[torch.Tensor],
+        prompt: Prompt,
+        noise: np.ndarray,
+        plan: Plan | None,
+        guidance: Guidance | None,
+        record: Record = ignore,
+    ) -> torch.Tensor:
+        steps, x = self._start(noise, plan)
+        return self.model.sample_actions(images, *prompt, x, steps, guidance, record)
+
+    def _flow(
+        self, cache: Cache, noise: np.ndarray, plan: Plan | None, guidance: Guidance | None
+    ) -> torch.Tensor:
+        steps, x = self._start(noise, plan)
+        return self.model.denoise(x, cache, steps, guidance)
+
+    def _start(self, noise: np.ndarray, plan: Plan | None) -> tuple[int, torch.Tensor]:
+        """The plan's number of steps and x at time 1, [1, h, max_action_dim]."""
+        plan = plan or Plan.exact(self.config.num_steps)
+        plan.require(IMPLEMENTED, self.name)
+        rows = plan.rows(self.config.chunk_size)
+        expected = f"at least [{rows}, {self.config.max_action_dim}]"
+        if noise.ndim != 2 or noise.shape[0] < rows or noise.shape[1] != self.config.max_action_dim:
+            raise InputError(f"noise: expected {expected}, got {list(noise.shape)}")
+        return plan.steps, self._tensor(noise[:rows], torch.float32)[None]
+
+    def _guidance(
+        self, prev: np.ndarray | None, delay: int, horizon: int | None
+    ) -> Guidance | None:
+        return self.contract.rtc.guidance(
+            prev,
+            delay,
+            horizon,
+            chunk_size=self.config.chunk_size,
+            max_action_dim=self.config.max_action_dim,
+        )
+
+    def _prompt(
+        self,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+    ) -> Prompt:
+        """The arguments as tensors with a batch axis of 1."""
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.config.vocab:
+            raise InputError(
+                f"tokens: expected ids from 0 to {self.config.vocab - 1}, got {tokens.min()} to "
+                f"{tokens.max()}; use the policy's own tokenizer"
+            )
+        return (
+            self._tensor(camera_mask, torch.bool)[None],
+            self._tensor(tokens, torch.int64)[None],
+            self._tensor(token_mask, torch.bool)[None],
+            self._tensor(state, torch.float32)[None],
+        )
+
+    def _images(self, stacked: np.ndarray) -> list[torch.Tensor]:
+        """[cams, ...] -> per camera [1, ...]."""
+        return list(self._tensor(stacked, torch.float32).split(1))
+
+    def _letterboxed(self, frames: Sequence[np.ndarray | None]) -> list[torch.Tensor]:
+        """Pixels per camera; a blank camera is black, in the size of the last frame given."""
+        pixels: dict[int, torch.Tensor] = {}
+        for i, frame in enumerate(frames):
+            if frame is None:
+                continue
+            values = torch.from_numpy(frame).to(self.device)
+            if values.dtype == torch.uint8:
+                values = values.float() / 255
+            pixels[i] = letterbox(values.permute(2, 0, 1)[None].contiguous(), self.config.resize)
+        if not pixels:
+            raise InputError("expected at least one camera frame, got none; pass images")
+        blank = torch.full_like(list(pixels.values())[-1], -1.0)
+        return [pixels.get(i, blank) for i in range(len(frames))]
+
+    def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+        # Copied: the caller may change its memory, and torch warns of read-only memory.
+        return torch.from_numpy(np.array(array)).to(device=self.device, dtype=dtype)
+
+
+class _Clock:
+    """Milliseconds between laps; waits for the GPU first."""
+
+    def __init__(self, device: str):
+        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self._times: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        self._wait()
+        now = time.perf_counter()
+        self._times[name] = (now - self._last) * 1e3
+        self._last = now
+
+    def timings(self) -> dict[str, float]:
+        return {**self._times, "total": (self._last - self._start) * 1e3}
+
+
+def _finite(actions: torch.Tensor) -> torch.Tensor:
+    if not torch.isfinite(actions).all():
+        raise NonFiniteError(
+            "expected finite actions, the model gave NaN or infinity; no action is returned. "
+            "Check the checkpoint's weights and statistics"
+        )
+    return actions
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

@@ -1,0 +1,118 @@
+"""Pieces shared by the language model and the action expert.
+
+Every projection computes in the dtype of its own weight, so that one model runs in float32, in
+bfloat16, or in the mixture of both that LeRobot's checkpoints ship with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Record = Callable[[str, Tensor], None]
+"""Receives each intermediate under the name the golden files give it."""
+
+
+def ignore(name: str, value: Tensor) -> None:
+    """The recorder of somebody who does not want intermediates."""
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, computed in the weight's dtype whatever the input's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """weight * x / sqrt(mean(x^2) + eps); the mean in float32, the result in the input's dtype."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), no biases."""
+
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.gate = Linear(width, inner, bias=False)
+        self.up = Linear(width, inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, n, heads * head_dim] -> [B, n, heads, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim))
+
+
+def rope(x: Tensor, positions: Tensor, base: float) -> Tensor:
+    """Rotate halves of each head by position.
+
+    x [B, n, heads, head_dim], positions [B, n] int64 -> as x. Angles in float32. The base is
+    LeRobot's own 10000; the 100000 of the language model's configuration is never used there.
+    """
+    half = x.shape[-1] // 2
+    exponent = (2.0 / x.shape[-1]) * torch.arange(half, dtype=torch.float32, device=x.device)
+    angle = positions[..., None].float() / base**exponent  # [B, n, half]
+    sin, cos = angle.sin()[:, :, None], angle.cos()[:, :, None]
+    first, second = x.float().split(half, dim=-1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Grouped-query attention; query head h reads key/value head h // (heads / kv_heads).
+
+    q [B, n, heads, d], k and v [B, m, kv_heads, d], mask [B, n, m] bool -> [B, n, heads * d].
+    Scores and softmax in float32, the weighted sum in v's dtype. A fully masked row becomes the
+    average over all m, as in LeRobot; such a row is a masked token's and nobody reads it.
+    """
+    group = q.shape[2] // k.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
+    mixed = scores.softmax(-1).to(v.dtype) @ v
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class Projections(nn.Module):
+    """The q, k, v, o matrices of one attention block, no biases.
+
+    `kv_in` is the width that k and v read: the block's own width, or the width of the language
+    model's cache in a cross-attention block. Without `queries` only k and v exist.
+    """
+
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, head_dim: int, kv_in: int, queries: bool = True
+    ):
+        super().__init__()
+        self.head_dim = head_dim
+        self.k = Linear(kv_in, kv_heads * head_dim, bias=False)
+        self.v = Linear(kv_in, kv_heads * head_dim, bias=False)
+        if queries:
+            self.q = Linear(width, heads * head_dim, bias=False)
+            self.o = Linear(heads * head_dim, width, bias=False)
+
+    def heads(self, name: str, x: Tensor) -> Tensor:
+        """Project x [B, n, in] by the matrix `name` -> [B, n, heads, head_dim]."""
+        return split_heads(getattr(self, name)(x), self.head_dim)
+
+
+def residual(branch: Tensor, stream: Tensor) -> Tensor:
+    """branch + stream in the branch's dtype: LeRobot adds in place into the projection's output."""
+    return (branch + stream).to(branch.dtype)
