@@ -108,4 +108,5 @@ PYBIND11_MODULE(_core, m) {
     m.def("kernel_table", &kernel_table, py::arg("isa") = "");
     m.def("letterbox", &letterbox, py::arg("frame"), py::arg("width"), py::arg("height"));
     bind_engine(m);
+    bind_ops(m);
 }
