@@ -1,5 +1,5 @@
-// numpy arrays in and out, without silent copies: a wrong dtype, rank or stride is an input error that
-// names what came.
+// numpy arrays in and out, without silent copies: a wrong dtype, rank or stride is an input error
+// that names what came.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -16,14 +16,14 @@ namespace py = pybind11;
 
 inline std::string describe(const py::array& a) {
     std::string text = py::str(a.dtype()).cast<std::string>() + " [";
-    for (py::ssize_t i = 0; i < a.ndim(); ++i)
-        text += (i ? ", " : "") + std::to_string(a.shape(i));
+    for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
     return text + "]" + ((a.flags() & py::array::c_style) ? "" : " (not contiguous)");
 }
 
 // The data of a C-contiguous array of exactly this element type and shape; -1 allows any size.
 template <class T>
-const T* data_of(const py::object& object, const char* name, const std::vector<py::ssize_t>& shape) {
+const T* data_of(const py::object& object, const char* name,
+                 const std::vector<py::ssize_t>& shape) {
     if (!py::isinstance<py::array>(object))
         fail(ErrorKind::input, "%s: expected a numpy array, got %s", name,
              py::str(py::type::of(object)).cast<std::string>().c_str());

@@ -111,8 +111,8 @@ struct FlowArguments {
         flow.steps = steps;
         flow.noise = data_of<float>(noise, "noise", {-1, c.max_action_dim});
         if (dim(noise, 0) < horizon)
-            fail(ErrorKind::input, "noise: expected at least %d rows (the horizon), got %d", horizon,
-                 static_cast<int>(dim(noise, 0)));
+            fail(ErrorKind::input, "noise: expected at least %d rows (the horizon), got %d",
+                 horizon, static_cast<int>(dim(noise, 0)));
         if (rtc.is_none()) return;
         const py::dict d = rtc.cast<py::dict>();
         Guidance& g = flow.guidance;
@@ -155,10 +155,11 @@ struct SampleArguments {
     }
 };
 
-py::array_t<float> sample_actions(Engine& e, const py::object& pixels, const py::object& camera_mask,
-                                  const py::object& tokens, const py::object& token_mask,
-                                  const py::object& state, const py::object& noise, int steps,
-                                  int horizon, const py::object& rtc) {
+py::array_t<float> sample_actions(Engine& e, const py::object& pixels,
+                                  const py::object& camera_mask, const py::object& tokens,
+                                  const py::object& token_mask, const py::object& state,
+                                  const py::object& noise, int steps, int horizon,
+                                  const py::object& rtc) {
     const SampleArguments in(e, pixels, camera_mask, tokens, token_mask, state);
     const FlowArguments flow(e, noise, steps, horizon, rtc);
     py::array_t<float> out({horizon, e.config().max_action_dim});
@@ -209,7 +210,8 @@ int prefill(Engine& e, const py::object& image_tokens, const py::object& camera_
     const std::vector<int> ids = token_ids(tokens, token_mask);
     const float* s = data_of<float>(state, "state", {e.config().max_state_dim});
     py::gil_scoped_release release;
-    return e.prefill(images, cameras, per_camera, mask, ids.data(), static_cast<int>(ids.size()), s);
+    return e.prefill(images, cameras, per_camera, mask, ids.data(), static_cast<int>(ids.size()),
+                     s);
 }
 
 py::array_t<float> denoise(Engine& e, const py::object& noise, int steps, int horizon,
@@ -280,8 +282,8 @@ Frame frame_of(const py::object& frame, const char* name) {
 void bind_engine(py::module_& m) {
     using py::arg;
     py::class_<Engine>(m, "Engine")
-        .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"), arg("threads") = 0,
-             arg("isa") = "")
+        .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
+             arg("threads") = 0, arg("isa") = "")
         .def("encode_images", &encode_images, arg("pixels"))
         .def("prefill", &prefill, arg("image_tokens"), arg("camera_mask"), arg("tokens"),
              arg("token_mask"), arg("state"))

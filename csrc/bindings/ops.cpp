@@ -1,5 +1,5 @@
-// _core.CpuOps: single operations of the CPU backend, for tests and microbenchmarks. The engine does
-// not go through here.
+// _core.CpuOps: single operations of the CPU backend, for tests and microbenchmarks. The engine
+// does not go through here.
 #include <pybind11/stl.h>
 
 #include "bindings/engine.h"

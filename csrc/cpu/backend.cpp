@@ -87,9 +87,10 @@ public:
             std::min(w->panels, ceil_div(kItemsPerThread * pool_.size(), std::max(blocks, 1)));
         const float* bias = o.bias ? o.bias : w->bias;
         const int step = w->gated ? kPanel / 2 : kPanel;  // result columns per panel
-        Epilogue e{nullptr, nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w->gated)};
-        const bool plain = !bias && !o.residual.data && o.scale == 1.0f &&
-                           e.activation == TileActivation::none;
+        Epilogue e{nullptr, nullptr, o.residual.ld, o.scale,
+                   tile_activation(o.activation, w->gated)};
+        const bool plain =
+            !bias && !o.residual.data && o.scale == 1.0f && e.activation == TileActivation::none;
 
         pool_.run(blocks * groups, [&](int item, int) {
             alignas(64) float tile[kMaxTileRows * kPanel];
@@ -186,8 +187,8 @@ public:
                     gemm.tile[height](scores + r * ld, ld, kv->value_panel(kv_head, d / kPanel),
                                       keys, tile, kPanel, nullptr);
                     kernels_.scale_rows(tile, kPanel, height, std::min(kPanel, s.head_dim - d),
-                                        inverse_sum + r,
-                                        out.row(first + r) + head * s.head_dim + d, out.ld);
+                                        inverse_sum + r, out.row(first + r) + head * s.head_dim + d,
+                                        out.ld);
                 }
             }
         });
@@ -261,7 +262,8 @@ public:
     }
 
     BackendInfo info() const override {
-        BackendInfo info{kernels_.isa, pool_.size(), weights_.used_bytes(), buffers_.used_bytes(), {}};
+        BackendInfo info{
+            kernels_.isa, pool_.size(), weights_.used_bytes(), buffers_.used_bytes(), {}};
         for (const KernelRow& row : kernel_table(kernels_))
             if (row.chosen) info.kernels.push_back(row.kernel);
         return info;

@@ -43,8 +43,7 @@ void Letterbox::fill(int y, const Pixel* data, float* pixels) const {
                 (1.0f - h.weight) * unit(above[a + c]) + h.weight * unit(above[b + c]);
             const float lower =
                 (1.0f - h.weight) * unit(below[a + c]) + h.weight * unit(below[b + c]);
-            to[c * plane + left + x] =
-                ((1.0f - v.weight) * upper + v.weight * lower) * 2.0f - 1.0f;
+            to[c * plane + left + x] = ((1.0f - v.weight) * upper + v.weight * lower) * 2.0f - 1.0f;
         }
     }
 }

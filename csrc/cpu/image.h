@@ -1,8 +1,8 @@
 // Letterbox: a camera frame to the vision tower's pixels, as LeRobot's resize_with_pad does it.
 //
 // ratio = max(w / W, h / H); the frame becomes int(w / ratio) x int(h / ratio) by bilinear
-// interpolation (pixel centres, edges clamped, no antialias: torch's align_corners=False), is put at
-// the bottom right, padded left and top with black, and mapped from [0, 1] to [-1, 1].
+// interpolation (pixel centres, edges clamped, no antialias: torch's align_corners=False), is put
+// at the bottom right, padded left and top with black, and mapped from [0, 1] to [-1, 1].
 #pragma once
 
 #include <vector>

@@ -41,7 +41,8 @@ const Kernels& best(const std::string& isa) {
         if (row.supported(features())) return *row.kernels;
     }
     if (exists)
-        fail(ErrorKind::backend, "ISA %s was forced, but this CPU does not support it", isa.c_str());
+        fail(ErrorKind::backend, "ISA %s was forced, but this CPU does not support it",
+             isa.c_str());
     fail(ErrorKind::backend, "ISA %s is unknown; this build has %s", isa.c_str(), known.c_str());
 }
 
@@ -52,7 +53,7 @@ struct OpRow {
     bool (*same)(const Kernels& a, const Kernels& b);
 };
 
-#define SMOLVLA_OP(field)                                              \
+#define SMOLVLA_OP(field)                                                     \
     {#field, [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
      [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
 const OpRow kOps[] = {SMOLVLA_OP(gemm_f32),   SMOLVLA_OP(gemm_bf16), SMOLVLA_OP(epilogue),

@@ -14,13 +14,14 @@
 
 namespace smolvla::cpu::avx512 {
 #include "cpu/simd/avx512.h"
+
 #include "cpu/kernels.inl"
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 14>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 14>();
 
-const Kernels kernels = {"avx512",   &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
-                         rms_norm,   softmax,   scale_rows, rope,          fma_chain};
+const Kernels kernels = {"avx512", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
+                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
 }  // namespace smolvla::cpu::avx512
 
 #pragma GCC pop_options

@@ -7,6 +7,7 @@
 
 namespace smolvla::cpu::scalar {
 #include "cpu/simd/scalar.h"
+
 #include "cpu/kernels.inl"
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();
@@ -22,6 +23,7 @@ const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_n
 
 namespace smolvla::cpu::scalar_fma {
 #include "cpu/simd/scalar.h"
+
 #include "cpu/kernels.inl"
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();

@@ -1,5 +1,5 @@
-// The kernels that one ISA provides, as raw pointers to functions. They hold no state, take no lock,
-// allocate nothing and never fail: cpu/backend.cpp has checked everything before.
+// The kernels that one ISA provides, as raw pointers to functions. They hold no state, take no
+// lock, allocate nothing and never fail: cpu/backend.cpp has checked everything before.
 #pragma once
 
 #include <cstddef>
@@ -35,7 +35,8 @@ struct Epilogue {
 using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, int columns, float* y,
                               ptrdiff_t ldy);
 
-// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias;   rms: y = x / sqrt(mean(x^2) + eps) * weight
+// y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias;   rms: y = x / sqrt(mean(x^2) + eps) *
+// weight
 using Norm = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
                       const float* bias, float eps, float* y, ptrdiff_t ldy);
 
@@ -45,8 +46,8 @@ using Softmax = void (*)(float* scores, ptrdiff_t ld, int rows, const int* lengt
                          float scale, float* inverse_sum);
 
 // y[r][c] = x[r][c] * factor[r]
-using ScaleRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, const float* factor,
-                           float* y, ptrdiff_t ldy);
+using ScaleRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns,
+                           const float* factor, float* y, ptrdiff_t ldy);
 
 // Rotates the halves of each head in place by the angles of cosine/sine rows of head_dim/2 values.
 using Rope = void (*)(float* x, int heads, int head_dim, const float* cosine, const float* sine);

@@ -1,5 +1,5 @@
-// All CPU kernels, written once over F32x16. An ISA's translation unit sets its target pragma, opens
-// its namespace, includes a simd/ header and then this file (see isa_avx512.cpp).
+// All CPU kernels, written once over F32x16. An ISA's translation unit sets its target pragma,
+// opens its namespace, includes a simd/ header and then this file (see isa_avx512.cpp).
 //
 // Numerics, the same for every ISA: a dot product is summed in chains of kDepthBlock fused
 // multiply-adds in order of k, and the chains are added in order. A lane is one output, so neither
@@ -132,7 +132,8 @@ inline void epilogue_tile(const Epilogue& e, const float* tile, int rows, int co
     }
 }
 
-// ---- reductions over a row -----------------------------------------------------------------------
+// ---- reductions over a row
+// -----------------------------------------------------------------------
 
 // Sums the lanes as a fixed binary tree.
 inline float lane_sum(F32x16 v) {

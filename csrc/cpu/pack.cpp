@@ -38,9 +38,9 @@ Linear reserve(Arena& arena, int in, int columns, bool bf16, bool gated) {
 
 }  // namespace
 
-Linear pack_linear(Arena& arena, const TensorSource& source, const std::vector<std::string>& weights,
-                   const std::vector<std::string>& biases, int in, const std::vector<int>& out,
-                   bool gated) {
+Linear pack_linear(Arena& arena, const TensorSource& source,
+                   const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+                   int in, const std::vector<int>& out, bool gated) {
     int columns = 0;
     bool bf16 = true;  // mixed parts are widened to float32, which is exact
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -49,8 +49,9 @@ Linear pack_linear(Arena& arena, const TensorSource& source, const std::vector<s
         for (int64_t d : e.shape) count *= d;
         // Convolutions are matrices whose inputs are (channel, y, x).
         if (e.shape.empty() || e.shape[0] != out[i] || count != int64_t(out[i]) * in)
-            fail(ErrorKind::checkpoint, "tensor %s: expected [%d, %d] elements, got %lld in %lld rows",
-                 weights[i].c_str(), out[i], in, static_cast<long long>(count),
+            fail(ErrorKind::checkpoint,
+                 "tensor %s: expected [%d, %d] elements, got %lld in %lld rows", weights[i].c_str(),
+                 out[i], in, static_cast<long long>(count),
                  static_cast<long long>(e.shape.empty() ? 0 : e.shape[0]));
         columns += out[i];
         bf16 = bf16 && e.dtype == DType::bf16;
@@ -72,8 +73,8 @@ Linear pack_linear(Arena& arena, const TensorSource& source, const std::vector<s
             for (int i = 0; i < n; ++i) {
                 const int column = packed_column(c + i, static_cast<int>(part), first, gated);
                 if (bf16)
-                    put_bf16(w, column, reinterpret_cast<const uint16_t*>(staging.data()) +
-                                            size_t(i) * in);
+                    put_bf16(w, column,
+                             reinterpret_cast<const uint16_t*>(staging.data()) + size_t(i) * in);
                 else
                     put_f32(w, column,
                             reinterpret_cast<const float*>(staging.data()) + size_t(i) * in);

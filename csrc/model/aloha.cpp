@@ -13,8 +13,7 @@ float from_unit(float x, float low, float high) { return x * (high - low) + low;
 float gripper_to_angular(float value) {
     const float position = from_unit(value, 0.01844f, 0.05800f);
     const float arm = 0.036f, horn = 0.022f;
-    const float sine =
-        (horn * horn + position * position - arm * arm) / (2.0f * horn * position);
+    const float sine = (horn * horn + position * position - arm * arm) / (2.0f * horn * position);
     return to_unit(std::asin(std::clamp(sine, -1.0f, 1.0f)), 0.4f, 1.5f);
 }
 

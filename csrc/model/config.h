@@ -36,10 +36,10 @@ struct ModelConfig {
         const int every = text_layers / expert_layers;
         return text_layer % every == 0 ? text_layer / every : -1;
     }
-    // Self: the expert attends to the text layer's keys and its own; else to projected text keys only.
+    // Self: the expert attends to the text layer's keys and its own; else to projected text keys
+    // only.
     bool is_self_layer(int text_layer) const {
-        return !cross_attention ||
-               (self_attn_every_n > 0 && text_layer % self_attn_every_n == 0);
+        return !cross_attention || (self_attn_every_n > 0 && text_layer % self_attn_every_n == 0);
     }
     int last_used_text_layer() const {
         int last = text_layers - 1;
@@ -66,7 +66,8 @@ struct Statistics {
     enum class Mode { identity, mean_std, range } mode = Mode::identity;
     std::vector<float> a, b;  // mean, std   or   low, high
     float eps = 1e-8f;
-    bool eps_in_range = false;  // older checkpoints add eps to high - low; newer only replace a zero
+    bool eps_in_range =
+        false;  // older checkpoints add eps to high - low; newer only replace a zero
 
     void normalize(float* x, int n) const;
     void unnormalize(float* x, int n) const;

@@ -23,13 +23,13 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
     const size_t prefix = static_cast<size_t>(c.max_prefix()), chunk = c.chunk_size;
     const size_t kv_pad = c.head_dim < 32 ? 32 / c.head_dim + 1 : 2;
     const size_t vw = c.vision_width, kv = c.kv_width(), q = c.q_width();
-    const size_t vision = patches * (3 * c.patch_size * c.patch_size + 14 * vw * kv_pad +
-                                     c.vision_mlp + 3 * 128);
+    const size_t vision =
+        patches * (3 * c.patch_size * c.patch_size + 14 * vw * kv_pad + c.vision_mlp + 3 * 128);
     const size_t text = (prefix + 64) * (4 * c.text_width + 2 * q + 4 * kv + c.text_mlp +
                                          2 * kv * kv_pad + 2 * c.head_dim + 512);
-    const size_t expert = (prefix + chunk + 64) * (2 * kv * kv_pad * c.expert_layers + 256) +
-                          chunk * (4 * c.expert_width + 2 * q + 2 * kv + c.expert_mlp +
-                                   4 * c.max_action_dim + 512);
+    const size_t expert =
+        (prefix + chunk + 64) * (2 * kv * kv_pad * c.expert_layers + 256) +
+        chunk * (4 * c.expert_width + 2 * q + 2 * kv + c.expert_mlp + 4 * c.max_action_dim + 512);
     const size_t scores = 4 * static_cast<size_t>(threads) * 64 * (patches + prefix + chunk + 64);
     const size_t images = c.max_cameras * c.max_image_tokens() * (c.text_width + 32) +
                           3 * static_cast<size_t>(c.image_size) * c.image_size * 4;

@@ -1,5 +1,5 @@
-// The whole policy without Python: frames, state and token ids in, robot-unit actions out. Everything
-// it will ever need is allocated while it is built.
+// The whole policy without Python: frames, state and token ids in, robot-unit actions out.
+// Everything it will ever need is allocated while it is built.
 #pragma once
 
 #include <sys/types.h>
@@ -20,12 +20,12 @@ struct Timings {  // milliseconds
 
 // What the model alone takes, in normalised space.
 struct ModelInput {
-    const float* pixels;       // [cameras, 3, height, width] in [-1, 1]
+    const float* pixels;  // [cameras, 3, height, width] in [-1, 1]
     int cameras, height, width;
-    const bool* camera_mask;   // [cameras]
-    const int* tokens;         // valid ones only
+    const bool* camera_mask;  // [cameras]
+    const int* tokens;        // valid ones only
     int token_count;
-    const float* state;        // [max_state_dim]
+    const float* state;  // [max_state_dim]
 };
 
 struct FlowInput {
@@ -52,11 +52,13 @@ public:
                 const bool* camera_mask, const int* tokens, int token_count, const float* state);
     void denoise(const FlowInput& flow, float* out);
 
-    // --- the model alone: out [rows, max_action_dim] -----------------------------------------------
+    // --- the model alone: out [rows, max_action_dim]
+    // -----------------------------------------------
     void sample_actions(const ModelInput& input, const FlowInput& flow, float* out, Trace* trace);
 
-    // --- the whole policy: normalized, actions [rows, action_dim] ----------------------------------
-    // `state` has state_dim values, raw unless state_is_normalized.
+    // --- the whole policy: normalized, actions [rows, action_dim]
+    // ---------------------------------- `state` has state_dim values, raw unless
+    // state_is_normalized.
     Timings predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
                     const float* state, bool state_is_normalized, const FlowInput& flow,
                     float* normalized, float* actions);

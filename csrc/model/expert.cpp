@@ -22,23 +22,26 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
         l.block.norm1 = load_vector(source, ops, at + "norm1.weight", width);
         l.block.norm2 = load_vector(source, ops, at + "norm2.weight", width);
         if (l.self) {
-            l.block.qkv = ops.load_linear(source, {q, k, v}, {}, width, {c.q_width(), kv, kv}, false);
+            l.block.qkv =
+                ops.load_linear(source, {q, k, v}, {}, width, {c.q_width(), kv, kv}, false);
         } else {
             l.block.qkv = ops.load_linear(source, {q}, {}, width, {c.q_width()}, false);
             l.cross_k = ops.load_linear(source, {k}, {}, kv, {kv}, false);
             l.cross_v = ops.load_linear(source, {v}, {}, kv, {kv}, false);
         }
-        l.block.out = ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {width}, false);
-        l.block.gate_up = ops.load_linear(source, {at + "mlp.gate.weight", at + "mlp.up.weight"}, {},
-                                          width, {c.expert_mlp, c.expert_mlp}, true);
-        l.block.down = ops.load_linear(source, {at + "mlp.down.weight"}, {}, c.expert_mlp, {width},
-                                       false);
+        l.block.out =
+            ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {width}, false);
+        l.block.gate_up = ops.load_linear(source, {at + "mlp.gate.weight", at + "mlp.up.weight"},
+                                          {}, width, {c.expert_mlp, c.expert_mlp}, true);
+        l.block.down =
+            ops.load_linear(source, {at + "mlp.down.weight"}, {}, c.expert_mlp, {width}, false);
         l.kv = ops.make_kv(c.kv_heads, c.head_dim, prefix + (l.self ? c.chunk_size : 0));
         layers_.push_back(l);
     }
     norm_ = load_vector(source, ops, "expert.norm.weight", width);
     fold_time_mlp(source);
-    time_out_ = ops.load_linear(source, {"time_out.weight"}, {"time_out.bias"}, width, {width}, false);
+    time_out_ =
+        ops.load_linear(source, {"time_out.weight"}, {"time_out.bias"}, width, {width}, false);
     action_out_ = ops.load_linear(source, {"action_out.weight"}, {"action_out.bias"}, width,
                                   {c.max_action_dim}, false);
     rope_ = make_rope_table(c, ops, prefix + c.chunk_size);
@@ -76,8 +79,7 @@ void Expert::fold_time_mlp(const TensorSource& source) {
         std::fill(sums.begin(), sums.end(), 0.0);
         double bias = time_bias_[o];
         for (size_t k = 0; k < w; ++k) {
-            for (int d = 0; d < dims; ++d)
-                sums[d] += double(row[k]) * double(action[k * dims + d]);
+            for (int d = 0; d < dims; ++d) sums[d] += double(row[k]) * double(action[k * dims + d]);
             bias += double(row[k]) * double(action_bias[k]);
         }
         for (int d = 0; d < dims; ++d) folded[o * dims + d] = static_cast<float>(sums[d]);

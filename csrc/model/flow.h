@@ -8,8 +8,9 @@
 
 namespace smolvla {
 
-// Guidance as LeRobot's RTC processor does it. Its Jacobian is the identity (the velocity is computed
-// before the leaf is marked differentiable), so it is elementwise and needs no backward pass.
+// Guidance as LeRobot's RTC processor does it. Its Jacobian is the identity (the velocity is
+// computed before the leaf is marked differentiable), so it is elementwise and needs no backward
+// pass.
 struct Guidance {
     enum class Schedule { linear, exp, ones, zeros };
     const float* previous = nullptr;  // [rows, dims] in model space; null: no guidance
@@ -28,7 +29,8 @@ class Flow {
 public:
     Flow(const ModelConfig& config, Backend& ops, Expert& expert);
 
-    // noise, out: [rows, max_action_dim], rows <= chunk_size. `check` runs between steps and may throw.
+    // noise, out: [rows, max_action_dim], rows <= chunk_size. `check` runs between steps and may
+    // throw.
     void run(const float* noise, int rows, int steps, const Guidance& guidance, int prefix_tokens,
              float* out, Trace* trace, const std::function<void()>& check);
 

@@ -39,8 +39,8 @@ Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert&
         }
         l.qkv = ops.load_linear(source, {at + "attn.q.weight", k, v}, {}, c.text_width,
                                 {c.q_width(), c.kv_width(), c.kv_width()}, false);
-        l.out = ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {c.text_width},
-                                false);
+        l.out =
+            ops.load_linear(source, {at + "attn.o.weight"}, {}, c.q_width(), {c.text_width}, false);
         l.norm2 = load_vector(source, ops, at + "norm2.weight", c.text_width);
         l.gate_up = ops.load_linear(source, {at + "mlp.gate.weight", at + "mlp.up.weight"}, {},
                                     c.text_width, {c.text_mlp, c.text_mlp}, true);

@@ -18,7 +18,8 @@ public:
     void add_image(Mat tokens, bool masked);
     void add_text(const int* ids, int count);
     void add_state(const float* state);  // [max_state_dim], normalised, zero-padded
-    // Runs the layers and hands each layer's keys and values to the expert. Returns the token count.
+    // Runs the layers and hands each layer's keys and values to the expert. Returns the token
+    // count.
     int run(Trace* trace);
 
 private:

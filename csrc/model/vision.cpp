@@ -28,12 +28,12 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
         l.norm1_bias = load_vector(source, ops, at + "norm1.bias", width);
         l.norm2_weight = load_vector(source, ops, at + "norm2.weight", width);
         l.norm2_bias = load_vector(source, ops, at + "norm2.bias", width);
-        l.qkv = ops.load_linear(
-            source, {at + "attn.q.weight", at + "attn.k.weight", at + "attn.v.weight"},
-            {at + "attn.q.bias", at + "attn.k.bias", at + "attn.v.bias"}, width,
-            {width, width, width}, false);
-        l.out = ops.load_linear(source, {at + "attn.o.weight"}, {at + "attn.o.bias"}, width, {width},
-                                false);
+        l.qkv = ops.load_linear(source,
+                                {at + "attn.q.weight", at + "attn.k.weight", at + "attn.v.weight"},
+                                {at + "attn.q.bias", at + "attn.k.bias", at + "attn.v.bias"}, width,
+                                {width, width, width}, false);
+        l.out = ops.load_linear(source, {at + "attn.o.weight"}, {at + "attn.o.bias"}, width,
+                                {width}, false);
         l.up = ops.load_linear(source, {at + "mlp.up.weight"}, {at + "mlp.up.bias"}, width,
                                {c.vision_mlp}, false);
         l.down = ops.load_linear(source, {at + "mlp.down.weight"}, {at + "mlp.down.bias"},

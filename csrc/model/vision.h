@@ -10,7 +10,7 @@ namespace smolvla {
 // What one image size means for the tower.
 struct ImageGrid {
     int rows, cols;  // patches down and across
-    int side;        // the pixel shuffle sees the patches as side x side (LeRobot: sqrt of their count)
+    int side;  // the pixel shuffle sees the patches as side x side (LeRobot: sqrt of their count)
     int patches() const { return rows * cols; }
     int tokens(int scale) const { return (side / scale) * (side / scale); }
 };
@@ -43,6 +43,7 @@ private:
 };
 
 // A float32 vector of the checkpoint, in a buffer of the backend.
-const float* load_vector(const TensorSource& source, Backend& ops, const std::string& name, int size);
+const float* load_vector(const TensorSource& source, Backend& ops, const std::string& name,
+                         int size);
 
 }  // namespace smolvla

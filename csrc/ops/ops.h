@@ -1,5 +1,5 @@
-// The operations a device must provide. The model (csrc/model) is written once against this file and
-// knows nothing of threads, instruction sets or memory layouts; a backend implements Backend.
+// The operations a device must provide. The model (csrc/model) is written once against this file
+// and knows nothing of threads, instruction sets or memory layouts; a backend implements Backend.
 //
 // An operation is as coarse as the fusion that a backend wants to do in one pass: a linear layer
 // carries its bias, activation and residual; attention carries scale, lengths and softmax. None
@@ -21,7 +21,7 @@ struct Mat {
     ptrdiff_t ld = 0;  // elements from one row to the next
 
     float* row(int r) const { return data + r * ld; }
-    Mat top(int n) const { return {data, n, cols, ld}; }                  // the first n rows
+    Mat top(int n) const { return {data, n, cols, ld}; }  // the first n rows
     Mat below(int first, int n) const { return {row(first), n, cols, ld}; }
     Mat columns(int first, int n) const { return {data + first, rows, n, ld}; }
 };
@@ -36,12 +36,12 @@ struct KvStore;
 struct LinearOptions {
     const float* bias = nullptr;  // [out]; overrides the weight's own
     Activation activation = Activation::none;
-    Mat residual = {};            // [rows, out], may be the output itself
-    float scale = 1.0f;           // y = activation(x W^T + bias) * scale + residual
+    Mat residual = {};   // [rows, out], may be the output itself
+    float scale = 1.0f;  // y = activation(x W^T + bias) * scale + residual
 };
 
-// Row i of q attends to the first lengths[i] keys. Every mask of SmolVLA has this form: vision (all),
-// prefix (image and text rows stop before the state key), expert (prefix, then causal).
+// Row i of q attends to the first lengths[i] keys. Every mask of SmolVLA has this form: vision
+// (all), prefix (image and text rows stop before the state key), expert (prefix, then causal).
 struct AttentionShape {
     int heads, kv_heads, head_dim;
     const int* lengths;  // [rows of q]
@@ -67,8 +67,9 @@ public:
     virtual BackendInfo info() const = 0;
 
     // --- while loading -------------------------------------------------------------------------
-    // Weights [out_i, in] stacked along the output, each read from `source` in its own dtype; biases
-    // are stacked the same way (all or none). With `gated`, exactly two weights: silu(first) * second.
+    // Weights [out_i, in] stacked along the output, each read from `source` in its own dtype;
+    // biases are stacked the same way (all or none). With `gated`, exactly two weights: silu(first)
+    // * second.
     virtual const Linear* load_linear(const TensorSource& source,
                                       const std::vector<std::string>& weights,
                                       const std::vector<std::string>& biases, int in,
@@ -99,7 +100,8 @@ public:
     virtual void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
                              Mat out) = 0;
     virtual void copy(Mat x, float scale, Mat y) = 0;
-    // x <- x + dt * v, where v is first guided: v <- v - gain * (previous - (x - t v)) * weight[row].
+    // x <- x + dt * v, where v is first guided: v <- v - gain * (previous - (x - t v)) *
+    // weight[row].
     virtual void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
                              float gain) = 0;
 };

@@ -1,7 +1,8 @@
-// A bump allocator over one reserved mapping. Weights and activations live in two of these; both are
-// filled while the engine is built, so that predict() allocates nothing (tests/cpp/test_engine.cpp
-// counts). Reserved but untouched pages cost no memory; huge pages are asked for because a packed
-// weight is read in one long stream and 4 KiB pages would miss the TLB on every other panel.
+// A bump allocator over one reserved mapping. Weights and activations live in two of these; both
+// are filled while the engine is built, so that predict() allocates nothing
+// (tests/cpp/test_engine.cpp counts). Reserved but untouched pages cost no memory; huge pages are
+// asked for because a packed weight is read in one long stream and 4 KiB pages would miss the TLB
+// on every other panel.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
-// Where a weight lies on disk. Python has read and checked the safetensors header; this class checks
-// again what memory safety rests on (range inside the file, shape x dtype = bytes) and reads with
-// pread through a small staging buffer, so that no file page stays in the process.
+// Where a weight lies on disk. Python has read and checked the safetensors header; this class
+// checks again what memory safety rests on (range inside the file, shape x dtype = bytes) and reads
+// with pread through a small staging buffer, so that no file page stays in the process.
 #pragma once
 
 #include <cstdint>

@@ -22,8 +22,8 @@ public:
 
     int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-    // Calls body(item, thread) for every item in [0, items), each exactly once; returns when all are
-    // done. `body` must not throw. No allocation.
+    // Calls body(item, thread) for every item in [0, items), each exactly once; returns when all
+    // are done. `body` must not throw. No allocation.
     template <class Body>
     void run(int items, const Body& body) {
         if (items <= 0) return;

@@ -17,19 +17,19 @@ inline int failures = 0;
         }                                                                       \
     } while (0)
 
-#define CHECK_THROWS(expression, error_kind)                                       \
-    do {                                                                           \
-        bool thrown = false;                                                       \
-        try {                                                                      \
-            (void)(expression);                                                    \
-        } catch (const smolvla::Error& e) {                                        \
-            thrown = e.kind == smolvla::ErrorKind::error_kind;                     \
-        }                                                                          \
-        if (!thrown) {                                                             \
-            ++failures;                                                            \
-            std::printf("%s:%d: no %s error from: %s\n", __FILE__, __LINE__,       \
-                        #error_kind, #expression);                                 \
-        }                                                                          \
+#define CHECK_THROWS(expression, error_kind)                                              \
+    do {                                                                                  \
+        bool thrown = false;                                                              \
+        try {                                                                             \
+            (void)(expression);                                                           \
+        } catch (const smolvla::Error& e) {                                               \
+            thrown = e.kind == smolvla::ErrorKind::error_kind;                            \
+        }                                                                                 \
+        if (!thrown) {                                                                    \
+            ++failures;                                                                   \
+            std::printf("%s:%d: no %s error from: %s\n", __FILE__, __LINE__, #error_kind, \
+                        #expression);                                                     \
+        }                                                                                 \
     } while (0)
 
 inline int report(const char* name) {

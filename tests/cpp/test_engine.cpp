@@ -1,5 +1,5 @@
-// A small random policy through the whole engine: no allocation after the first call, the same bytes
-// for every thread count, ISA and horizon, and typed refusals.
+// A small random policy through the whole engine: no allocation after the first call, the same
+// bytes for every thread count, ISA and horizon, and typed refusals.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,8 +54,7 @@ ModelConfig tiny() {
 class Weights {
 public:
     explicit Weights(const ModelConfig& c)
-        : path_("/tmp/smolvla_engine_" + std::to_string(getpid())),
-          file_(path_, std::ios::binary) {
+        : path_("/tmp/smolvla_engine_" + std::to_string(getpid())), file_(path_, std::ios::binary) {
         const int64_t vw = c.vision_width, tw = c.text_width, ew = c.expert_width;
         const int64_t q = c.q_width(), kv = c.kv_width();
         add("vision.patch", {vw, 3, c.patch_size, c.patch_size}, true);
@@ -127,7 +126,8 @@ struct Input {
     std::vector<Frame> frames;
     std::vector<int> tokens = {3, 1, 4, 1, 5};
     std::vector<float> state = {0.1f, -0.2f, 0.3f, 0.4f, -0.5f, 0.6f};
-    std::vector<float> noise = std::vector<float>(8 * 8), previous = std::vector<float>(5 * 5, 0.3f);
+    std::vector<float> noise = std::vector<float>(8 * 8),
+                       previous = std::vector<float>(5 * 5, 0.3f);
     Input() {
         for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = uint8_t(i * 37 % 251);
         for (size_t i = 0; i < noise.size(); ++i) noise[i] = std::sin(float(i));
@@ -187,9 +187,10 @@ int main() {
         return e.predict(frames, tokens.data(), int(tokens.size()), in.state.data(), false, flow,
                          normalized, out);
     };
-    CHECK_THROWS(predict(std::vector<Frame>(3, in.frames[0]), {1}), input);  // built for two cameras
-    CHECK_THROWS(predict(in.frames, {64}), input);                            // outside the vocabulary
-    CHECK_THROWS(predict(in.frames, std::vector<int>(40, 1)), input);         // no room
+    CHECK_THROWS(predict(std::vector<Frame>(3, in.frames[0]), {1}),
+                 input);                                               // built for two cameras
+    CHECK_THROWS(predict(in.frames, {64}), input);                     // outside the vocabulary
+    CHECK_THROWS(predict(in.frames, std::vector<int>(40, 1)), input);  // no room
     flow.rows = 9;
     CHECK_THROWS(predict(in.frames, {1}), input);
     flow.rows = 8, flow.steps = 0;
@@ -212,7 +213,8 @@ int main() {
     const pid_t child = fork();  // the pool's threads do not live in a child
     if (child == 0) {
         try {
-            e.predict(in.frames, in.tokens.data(), 5, in.state.data(), false, flow, normalized, out);
+            e.predict(in.frames, in.tokens.data(), 5, in.state.data(), false, flow, normalized,
+                      out);
         } catch (const Error& error) {
             _exit(error.kind == ErrorKind::backend ? 0 : 1);
         }

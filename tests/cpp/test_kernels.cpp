@@ -26,7 +26,8 @@ std::vector<float> randoms(size_t count, float scale = 1.0f) {
 struct Panel {
     std::vector<uint32_t> words;  // bfloat16 pairs
     std::vector<float> values;    // [depth][32]
-    explicit Panel(int depth) : words(size_t(depth) * 16 + 16), values(randoms(size_t(depth) * 32)) {
+    explicit Panel(int depth)
+        : words(size_t(depth) * 16 + 16), values(randoms(size_t(depth) * 32)) {
         for (size_t i = 0; i < values.size(); ++i) {
             uint32_t bits;
             std::memcpy(&bits, &values[i], 4);
@@ -67,8 +68,10 @@ void test_gemm(const std::vector<std::string>& isas) {
                                 sum += p;
                                 size += std::fabs(p);
                             }
-                            const int roundings = std::min(depth, kDepthBlock) + depth / kDepthBlock;
-                            CHECK(std::fabs(out[r * ldo + c] - sum) <= roundings * kEps * size * 1.01);
+                            const int roundings =
+                                std::min(depth, kDepthBlock) + depth / kDepthBlock;
+                            CHECK(std::fabs(out[r * ldo + c] - sum) <=
+                                  roundings * kEps * size * 1.01);
                         }
                     for (int r = 0; r < rows; ++r)  // nothing outside the tile is written
                         for (int c = 32; c < ldo; ++c) CHECK(out[r * ldo + c] == -7.0f);
@@ -128,8 +131,8 @@ void test_epilogue(const std::vector<std::string>& isas) {
                         if (a == TileActivation::silu) want = silu(v);
                         if (gate) want = silu(v) * (tile[r * 32 + c + 16] + bias[c + 16]);
                         want = want * 0.5 + residual[r * 40 + c];
-                        CHECK(std::fabs(y[r * 40 + c] - want) <= 16 * kEps * (1 + std::fabs(want) +
-                                                                             std::fabs(v)) * 8);
+                        CHECK(std::fabs(y[r * 40 + c] - want) <=
+                              16 * kEps * (1 + std::fabs(want) + std::fabs(v)) * 8);
                     }
                 if (reference.empty()) reference = y;
                 CHECK(y == reference);
@@ -159,10 +162,10 @@ void test_norms(const std::vector<std::string>& isas) {
                         square += std::pow(x[r * ld + c] - mean, 2) / columns;
                     const double root = std::sqrt(square + 1e-5f);
                     for (int c = 0; c < columns; ++c) {
-                        const double want =
-                            (x[r * ld + c] - mean) / root * w[c] + (rms ? 0 : b[c]);
-                        const double size = (std::fabs(x[r * ld + c]) + std::fabs(mean)) / root *
-                                                std::fabs(w[c]) + std::fabs(want);
+                        const double want = (x[r * ld + c] - mean) / root * w[c] + (rms ? 0 : b[c]);
+                        const double size =
+                            (std::fabs(x[r * ld + c]) + std::fabs(mean)) / root * std::fabs(w[c]) +
+                            std::fabs(want);
                         // One column: mean == x exactly, the difference is 0.
                         CHECK(std::fabs(y[r * ld + c] - want) <= (columns / 16 + 12) * kEps * size);
                     }
@@ -192,8 +195,7 @@ void test_softmax(const std::vector<std::string>& isas) {
                 double sum = 0;
                 for (int c = 0; c < lengths[r]; ++c) sum += std::exp(0.125 * (s[c] - top));
                 for (int c = 0; c < padded; ++c) {
-                    const double want =
-                        c < lengths[r] ? std::exp(0.125 * (s[c] - top)) / sum : 0.0;
+                    const double want = c < lengths[r] ? std::exp(0.125 * (s[c] - top)) / sum : 0.0;
                     const double got = double(p[r * ld + c]) * inverse[r];
                     // An argument's rounding grows with its size.
                     CHECK(std::fabs(got - want) <=

@@ -24,7 +24,8 @@ int main() {
     const auto entry = [&](const char* name, DType t, std::vector<int64_t> shape, uint64_t at,
                            uint64_t bytes) { return TensorEntry{name, t, shape, path, at, bytes}; };
     {
-        TensorSource source({entry("f", DType::f32, {2, 2}, 0, 16), entry("b", DType::bf16, {4}, 16, 8),
+        TensorSource source({entry("f", DType::f32, {2, 2}, 0, 16),
+                             entry("b", DType::bf16, {4}, 16, 8),
                              entry("h", DType::f16, {4}, 24, 8)});
         float out[4];
         source.read_f32(source.expect("f", {2, 2}), 1, 3, out);

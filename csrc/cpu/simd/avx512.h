@@ -30,6 +30,6 @@ inline F32x16 pow2_of_shifted(F32x16 t) {
 inline void load_bf16_row(const uint32_t* p, F32x16& first, F32x16& second) {
     const __m512i w = _mm512_load_si512(p);
     first.v = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-    second.v = _mm512_castsi512_ps(
-        _mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    second.v =
+        _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }

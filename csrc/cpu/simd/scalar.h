@@ -53,7 +53,8 @@ inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
     for (int i = 0; i < 16; ++i) a.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
     return a;
 }
-// x86's rule, which the vector units have: the second operand when the first is not larger (or NaN).
+// x86's rule, which the vector units have: the second operand when the first is not larger (or
+// NaN).
 inline F32x16 max(F32x16 a, F32x16 b) {
     for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
     return a;
