@@ -21,21 +21,12 @@ def test_predict(case, backend, folder):
     chunk = policy.predict(
         images={name: frame(golden, i) for i, name in enumerate(entry["image_keys"])},
         state=golden["in.raw_state"][0],
-        task=task_of(case),
+        task=entry["task"],
         noise=golden["in.noise"][0],
     )
     assert chunk.actions.dtype == chunk.normalized.dtype == np.float32
     support.compare("normalized", chunk.normalized, golden["out.actions"][0])
     support.compare("actions", chunk.actions, golden["out.actions_unnormalized"][0])
-
-
-def task_of(case: str) -> str:
-    """The task, without the space that the stand-in tokenizer of `pipeline` has no token for.
-
-    It was dropped when the golden file was made, so the ids are the same; here it is refused.
-    """
-    task = support.ALL_CASES[case]["task"]
-    return task.replace(" ", "") if case == "pipeline" else task
 
 
 def frame(golden, index: int) -> np.ndarray:

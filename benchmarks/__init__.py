@@ -1,0 +1,1 @@
+"""Benchmarks of smolvla_edge: see benchmarks/README.md."""

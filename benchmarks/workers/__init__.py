@@ -1,0 +1,1 @@
+"""Worker processes: one per engine, one JSON line in, one JSON line out."""
