@@ -1,0 +1,208 @@
+"""The native backend: `_core.Engine`, the C++ core on the CPU. Needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from smolvla_edge.backends import PredictResult
+from smolvla_edge.errors import BackendError, NonFiniteError
+from smolvla_edge.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from smolvla_edge.config import ModelConfig
+    from smolvla_edge.contract import Contract
+    from smolvla_edge.rtc import Guidance
+    from smolvla_edge.safetensors_file import TensorEntry
+
+IMPLEMENTED = frozenset({"steps", "horizon"})
+
+
+class NativeBackend:
+    """See `backends.Backend` for shapes. One call at a time: a lock serialises threads.
+
+    `threads` None means as many as this process may use. Raises BackendError when the extension is
+    not built or the ISA forced by SMOLVLA_FORCE_ISA is not there.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        tensors: Mapping[str, TensorEntry],
+        contract: Contract,
+        *,
+        threads: int | None = None,
+        isa: str = "",
+    ) -> None:
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
+        self._model = model
+        self._contract = contract
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._engine = load_core().Engine(
+            model.to_dict(),
+            [
+                (name, entry.dtype, entry.shape, os.fspath(entry.path), entry.offset, entry.nbytes)
+                for name, entry in tensors.items()
+            ],
+            contract.engine_stats(),
+            threads or 0,
+            isa,
+        )
+
+    def info(self) -> dict[str, Any]:
+        with self._exclusive() as engine:
+            return {
+                "backend": self.name,
+                "device": "cpu",
+                **engine.info(),
+                "plan_fields": sorted(IMPLEMENTED),
+            }
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        with self._exclusive() as engine:
+            image_tokens: np.ndarray = engine.encode_images(pixels)
+            return image_tokens
+
+    def prefill(
+        self,
+        image_tokens: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+    ) -> int:
+        with self._exclusive() as engine:
+            return int(engine.prefill(image_tokens, camera_mask, tokens, token_mask, state))
+
+    def denoise(
+        self,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> np.ndarray:
+        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        with self._exclusive() as engine:
+            return _finite(engine.denoise(noise, *flow))
+
+    def sample_actions(
+        self,
+        pixels: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> np.ndarray:
+        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        with self._exclusive() as engine:
+            return _finite(
+                engine.sample_actions(pixels, camera_mask, tokens, token_mask, state, noise, *flow)
+            )
+
+    def trace(
+        self,
+        pixels: np.ndarray,
+        camera_mask: np.ndarray,
+        tokens: np.ndarray,
+        token_mask: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> dict[str, np.ndarray]:
+        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        with self._exclusive() as engine:
+            return dict(engine.trace(pixels, camera_mask, tokens, token_mask, state, noise, *flow))
+
+    def predict(
+        self,
+        frames: Sequence[np.ndarray | None],
+        tokens: np.ndarray,
+        state: np.ndarray,
+        noise: np.ndarray,
+        plan: Plan | None = None,
+        rtc: Guidance | None = None,
+        state_is_normalized: bool = False,
+    ) -> PredictResult:
+        steps, horizon = self._knobs(plan)
+        with self._exclusive() as engine:
+            result = engine.predict(
+                list(frames),
+                tokens,
+                state,
+                noise,
+                steps,
+                horizon,
+                None if rtc is None else rtc.to_engine(),
+                state_is_normalized,
+            )
+        return PredictResult(result["normalized"], result["actions"], result["timings"])
+
+    def _knobs(self, plan: Plan | None) -> tuple[int, int]:
+        plan = plan or Plan.exact(self._model.num_steps)
+        plan.require(IMPLEMENTED, self.name)
+        return plan.steps, plan.rows(self._model.chunk_size)
+
+    def _flow(
+        self, plan: Plan | None, prev: np.ndarray | None, delay: int, execution_horizon: int | None
+    ) -> tuple[int, int, dict[str, Any] | None]:
+        """(steps, horizon, rtc) as the engine takes them."""
+        guidance = self._contract.rtc.guidance(
+            prev,
+            delay,
+            execution_horizon,
+            chunk_size=self._model.chunk_size,
+            max_action_dim=self._model.max_action_dim,
+        )
+        return *self._knobs(plan), None if guidance is None else guidance.to_engine()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[Any]:
+        if os.getpid() != self._pid:
+            # The thread pool did not survive the fork; the lock may never be released.
+            raise BackendError(
+                f"this policy was loaded in process {self._pid} and is used in its fork "
+                f"{os.getpid()}: load it after the fork, or start processes with 'spawn'"
+            )
+        with self._lock:
+            yield self._engine
+
+
+def load_core() -> Any:
+    """The C++ extension. Raises BackendError when this installation has none."""
+    try:
+        from smolvla_edge import _core
+    except ImportError as cause:
+        raise BackendError(
+            f"the C++ core (smolvla_edge._core) cannot be imported: {cause}. Install the package "
+            "with 'pip install .', which builds it"
+        ) from cause
+    return _core
+
+
+def _finite(actions: np.ndarray) -> np.ndarray:
+    if not np.isfinite(actions).all():
+        raise NonFiniteError(
+            "expected finite actions, the model gave NaN or infinity; nothing is returned. Check "
+            "the checkpoint's weights and statistics with 'smolvla-edge verify'"
+        )
+    return actions

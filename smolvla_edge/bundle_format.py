@@ -1,0 +1,268 @@
+"""`bundle.json`: the one description of a bundle, written once and believed never.
+
+    format, version   what this file is
+    digest            SHA-256 of everything below (canonical JSON): the bundle's identity
+    model             ModelConfig: every dimension
+    contract          cameras, features, statistics, renames, tokenizer rules
+    precision         how many tensors of each dtype, by part
+    tensors           name -> dtype, shape, crc32
+    files             name -> bytes, sha256
+    provenance        source, its digests, converter, command
+
+Two kinds of checksum, for two questions. CRC-32 of each tensor: was this read as it was written? It
+runs at 7 GB/s on a desktop core, so every load can afford it, tensor by tensor. SHA-256 of each
+file: is this the bundle that was published? That is `verify`'s work for the weights; the small
+files and this one are always checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
+from smolvla_edge.errors import BundleError, CheckpointError, ContractError
+from smolvla_edge.names import expected_tensors
+
+FORMAT = "smolvla-edge bundle"
+VERSION = 1
+DESCRIPTION_FILE = "bundle.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS_METADATA = {"format": FORMAT}
+MAX_DESCRIPTION_BYTES = 16 << 20
+PARTS = ("vision", "connector", "text", "expert", "heads")
+
+_KEYS = frozenset(
+    {"format", "version", "digest", "model", "contract", "precision", "tensors", "files"}
+    | {"provenance"}
+)
+_DTYPES = ("F32", "BF16", "F16")
+_HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "crc32": re.compile(r"[0-9a-f]{8}")}
+_MAX_LAYERS = 1024
+_MAX_INT = 1 << 24
+_MAX_SIDE = 1 << 14
+_MAY_BE_NEGATIVE = frozenset({"self_attn_every_n", "fake_token_id", "global_token_id"})
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    dtype: str
+    shape: tuple[int, ...]
+    crc32: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A bundle.json that has been checked against itself, but not yet against the files."""
+
+    model: ModelConfig
+    contract: Contract
+    tensors: Mapping[str, TensorRecord]
+    files: Mapping[str, FileRecord]
+    provenance: Mapping[str, Any]
+    digest: str = ""
+
+    def precision(self) -> dict[str, dict[str, int]]:
+        return precision_map((name, record.dtype) for name, record in self.tensors.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """The document, with its digest computed anew."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model.to_dict(),
+            "contract": self.contract.to_json(),
+            "precision": self.precision(),
+            "tensors": {
+                name: {
+                    "dtype": record.dtype,
+                    "shape": list(record.shape),
+                    "crc32": f"{record.crc32:08x}",
+                }
+                for name, record in self.tensors.items()
+            },
+            "files": {
+                name: {"bytes": record.nbytes, "sha256": record.sha256}
+                for name, record in self.files.items()
+            },
+            "provenance": dict(self.provenance),
+        }
+        return {**body, "digest": digest_of(body)}
+
+
+def precision_map(tensors: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """{part: {dtype: how many tensors}} of (name, dtype) pairs."""
+    counts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    for name, dtype in tensors:
+        part = name.partition(".")[0]
+        counts[part if part in counts else "heads"][dtype] += 1
+    return {part: dict(sorted(count.items())) for part, count in counts.items()}
+
+
+def digest_of(body: Mapping[str, Any]) -> str:
+    """SHA-256 of a document without its own digest; layout and key order do not matter."""
+    text = json.dumps(
+        {name: value for name, value in body.items() if name != "digest"},
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def parse_description(data: Mapping[str, Any], where: str) -> Description:
+    """The checked description. Raises BundleError naming the field."""
+
+    def refuse(reason: str) -> NoReturn:
+        raise BundleError(f"{where}: {reason}")
+
+    if data.get("format") != FORMAT:
+        refuse(f"expected format {FORMAT!r}, got {data.get('format')!r:.80}: not a bundle")
+    version = data.get("version")
+    if type(version) is not int or version != VERSION:
+        refuse(
+            f"expected format version {VERSION}, got {version!r:.40}: convert the checkpoint "
+            "again, or install the release of smolvla-edge that wrote it"
+        )
+    if data.keys() != _KEYS:
+        missing, unknown = sorted(_KEYS - data.keys()), sorted(data.keys() - _KEYS)
+        refuse(f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    if data["digest"] != digest_of(data):
+        refuse(
+            "its contents do not match its digest: the file was damaged or edited. Copy it again; "
+            "to change statistics or names use --stats and --rename"
+        )
+    try:
+        model = _model(data["model"])
+        contract = Contract.from_json(data["contract"])
+    except (CheckpointError, ContractError) as cause:
+        raise BundleError(f"{where}: {cause}") from cause
+    _check_agreement(model, contract, where)
+    description = Description(
+        model=model,
+        contract=contract,
+        tensors=_tensors(data["tensors"], model, where),
+        files=_files(data["files"], where),
+        provenance=_object(data["provenance"], f"{where}: provenance"),
+        digest=data["digest"],
+    )
+    if data["precision"] != description.precision():
+        refuse(f"precision {data['precision']!r:.200} is not what its tensors are")
+    return description
+
+
+def _model(raw: object) -> ModelConfig:
+    """ModelConfig, after the numbers have been bounded: it loops over them and divides by them."""
+    fields = _object(raw, "model")
+    for name, value in fields.items():
+        if type(value) is int and name not in _MAY_BE_NEGATIVE:
+            limit = _MAX_LAYERS if name.endswith("_layers") else _MAX_INT
+            if not 1 <= value <= limit:
+                raise BundleError(f"model: {name}: expected 1 to {limit}, got {value}")
+        elif type(value) is int and abs(value) > _MAX_INT:
+            raise BundleError(f"model: {name}: {value} is out of range")
+        elif type(value) is float and not 0 < value < 1e9:
+            raise BundleError(f"model: {name}: expected a positive number, got {value}")
+    for name, of in (
+        ("vision_heads", "vision_width"),
+        ("kv_heads", "heads"),
+    ):
+        part, whole = fields.get(name), fields.get(of)
+        if type(part) is int and type(whole) is int and whole % part:
+            raise BundleError(f"model: {of} {whole} is not a multiple of {name} {part}")
+    if type(fields.get("head_dim")) is int and fields["head_dim"] % 2:
+        raise BundleError(f"model: head_dim must be even, got {fields['head_dim']}")
+    resize = fields.get("resize")
+    if isinstance(resize, list) and any(type(n) is int and n > _MAX_SIDE for n in resize):
+        raise BundleError(f"model: resize: expected sides of at most {_MAX_SIDE}, got {resize}")
+    return ModelConfig.from_dict(fields)
+
+
+def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None:
+    """Numbers that stand in both must be the same, or engine and checks would disagree."""
+    names = ("state_dim", "action_dim", "max_state_dim", "max_action_dim")
+    pairs = [
+        (name, getattr(model, name), getattr(contract, name))
+        for name in (*names, "chunk_size", "n_action_steps", "num_steps")
+    ]
+    pairs.append(("max_cameras", model.max_cameras, len(contract.cameras)))
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise BundleError(f"{where}: model says {name} {ours}, contract says {theirs}")
+    if contract.tokenizer.max_length > model.tokenizer_max_length:
+        raise BundleError(
+            f"{where}: the contract allows {contract.tokenizer.max_length} tokens, the model "
+            f"{model.tokenizer_max_length}"
+        )
+
+
+def _tensors(raw: object, model: ModelConfig, where: str) -> dict[str, TensorRecord]:
+    """Exactly the live tensors of the model, each with its shape."""
+    fields = _object(raw, f"{where}: tensors")
+    specs = {name: spec for name, spec in expected_tensors(model).items() if not spec.dead}
+    if fields.keys() != specs.keys():
+        missing, unknown = (
+            sorted(specs.keys() - fields.keys()),
+            sorted(fields.keys() - specs.keys()),
+        )
+        raise BundleError(f"{where}: tensors: missing {missing[:8]}, unknown {unknown[:8]}")
+    records = {}
+    for name, field in fields.items():
+        item = _object(field, f"{where}: tensors: {name}", {"dtype", "shape", "crc32"})
+        if item["dtype"] not in _DTYPES:
+            raise BundleError(
+                f"{where}: {name}: expected dtype of {_DTYPES}, got {item['dtype']!r:.40}"
+            )
+        expected = list(specs[name].shape)
+        if item["shape"] != expected or not all(type(size) is int for size in item["shape"]):
+            raise BundleError(
+                f"{where}: {name}: expected shape {expected}, got {item['shape']!r:.80}"
+            )
+        crc = _hex(item, "crc32", f"{where}: {name}")
+        records[name] = TensorRecord(item["dtype"], specs[name].shape, int(crc, 16))
+    return records
+
+
+def _files(raw: object, where: str) -> dict[str, FileRecord]:
+    fields = _object(raw, f"{where}: files")
+    known = {WEIGHTS_FILE, TOKENIZER_FILE}
+    if not {WEIGHTS_FILE} <= fields.keys() <= known:
+        raise BundleError(
+            f"{where}: files: expected {WEIGHTS_FILE} and perhaps {TOKENIZER_FILE}, directly in "
+            f"the bundle, got {sorted(fields)!r:.200}"
+        )
+    records = {}
+    for name, field in fields.items():
+        item = _object(field, f"{where}: files: {name}", {"bytes", "sha256"})
+        if type(item["bytes"]) is not int or not 0 <= item["bytes"] < 1 << 63:
+            raise BundleError(f"{where}: {name}: expected a size, got {item['bytes']!r:.40}")
+        records[name] = FileRecord(item["bytes"], _hex(item, "sha256", f"{where}: {name}"))
+    return records
+
+
+def _hex(item: Mapping[str, Any], kind: str, where: str) -> str:
+    value = item[kind]
+    if not isinstance(value, str) or not _HEX[kind].fullmatch(value):
+        raise BundleError(f"{where}: expected {kind} as lower-case hex digits, got {value!r:.80}")
+    return value
+
+
+def _object(raw: object, where: str, keys: set[str] | None = None) -> dict[str, Any]:
+    if not isinstance(raw, dict) or (keys is not None and raw.keys() != keys):
+        shape = sorted(raw) if isinstance(raw, dict) else type(raw).__name__
+        expected = f"an object of {sorted(keys)}" if keys else "an object"
+        raise BundleError(f"{where}: expected {expected}, got {shape!r:.200}")
+    return raw

@@ -1,0 +1,312 @@
+"""The public API: load a policy, show it an observation, get a chunk of actions.
+
+    policy = load("bundle")
+    chunk = policy.predict({"observation.images.top": frame}, state, "pick up the red cube")
+    chunk.actions      # float32 [horizon, action_dim], robot units
+
+`predict` and `step` take what a robot has; `predict_action_chunk` and `select_action` take and
+return exactly what LeRobot's methods of these names do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from smolvla_edge.backends import Backend, PredictResult, choose, open_backend
+from smolvla_edge.chunk import ActionChunk, ActionQueue
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import STATE, Contract
+from smolvla_edge.errors import ContractError, InputError, NonFiniteError
+from smolvla_edge.lerobot_batch import Kind, as_numpy, split_batch
+from smolvla_edge.noise import SeedSequence, check_seed, normal
+from smolvla_edge.plan import Plan
+from smolvla_edge.preprocess import check_frame, check_noise, check_state
+from smolvla_edge.presets import resolve_plan
+from smolvla_edge.rtc import Guidance
+from smolvla_edge.source import Source, open_source
+from smolvla_edge.tokenizer import EncodedTask, TaskTokenizer
+
+_SHOWN = ("backend", "device", "isa", "sm", "threads")  # of a backend's info
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    plan: Plan | str = "exact",
+    rename: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    stats: str | os.PathLike[str] | None = None,
+    allow_unnormalized: bool = False,
+    allow_missing_cameras: bool = False,
+    backend: str = "auto",
+    threads: int | None = None,
+    revision: str | None = None,
+) -> Policy:
+    """A policy from a bundle, a LeRobot checkpoint folder, or a Hub id (extra `hub`).
+
+    rename: {robot's camera name: model's}.  tokenizer: a tokenizer.json.  stats: a file, a set of
+    the checkpoint's own statistics, or "FILE|SET".  `allow_unnormalized` runs features without
+    usable statistics unchanged; `allow_missing_cameras` lets an observation lack cameras.
+
+    Raises a SmolVLAEdgeError for everything that is missing, unmatched or damaged.
+    """
+    choose(backend, device)  # a wrong word is cheaper to say now than after reading the weights
+    source = open_source(
+        path,
+        rename=rename,
+        tokenizer=tokenizer,
+        stats=stats,
+        allow_unnormalized=allow_unnormalized,
+        revision=revision,
+    )
+    resolved = resolve_plan(plan, source.model.num_steps, source.presets)
+    engine = open_backend(
+        source.model,
+        source.tensors,
+        source.contract,
+        backend=backend,
+        device=device,
+        threads=threads,
+    )
+    return Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
+
+
+class Policy:
+    """A loaded policy. Methods may be called from several threads; one computes at a time."""
+
+    def __init__(
+        self,
+        source: Source,
+        engine: Backend,
+        plan: Plan,
+        *,
+        allow_missing_cameras: bool = False,
+    ) -> None:
+        self._source = source
+        self._engine = engine
+        self._plan = plan
+        info = engine.info()
+        self._plan.require(info["plan_fields"], engine.name)
+        self._rows = plan.rows(source.model.chunk_size)
+        self._allow_missing_cameras = allow_missing_cameras
+        self._tokenizer = (
+            None
+            if source.tokenizer_file is None
+            else TaskTokenizer(source.tokenizer_file, source.contract.tokenizer, source.model.vocab)
+        )
+        self._seeds = SeedSequence()
+        self._lock = threading.RLock()  # of the seeds and queues; the engine has its own
+        self._robot_queue: ActionQueue[np.ndarray] = ActionQueue()
+        self._lerobot_queue: ActionQueue[Any] = ActionQueue()
+        self._last_chunk: ActionChunk | None = None
+        # What stays the same from call to call; `predict` adds seed and cameras.
+        self._provenance = {
+            **{name: info[name] for name in _SHOWN if info.get(name) is not None},
+            "plan": plan.to_json(),
+            "exact": plan.is_exact(source.model.num_steps),
+            "unnormalized": list(source.contract.unnormalized),
+            **source.provenance,
+        }
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
+
+    @property
+    def contract(self) -> Contract:
+        return self._source.contract
+
+    @property
+    def model(self) -> ModelConfig:
+        return self._source.model
+
+    @property
+    def engine(self) -> Backend:
+        """The seams: encode_images, prefill, denoise, sample_actions, trace."""
+        return self._engine
+
+    @property
+    def last_chunk(self) -> ActionChunk | None:
+        """The chunk that `step` hands out now, with its flags and timings."""
+        return self._last_chunk
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget queued actions and start a new sequence of noise (a random one without seed)."""
+        with self._lock:
+            self._seeds.reset(seed)
+            self._robot_queue.clear()
+            self._lerobot_queue.clear()
+            self._last_chunk = None
+
+    def predict(
+        self,
+        images: Mapping[str, np.ndarray | None],
+        state: np.ndarray,
+        task: str,
+        *,
+        noise: np.ndarray | None = None,
+        seed: int | None = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: np.ndarray | None = None,
+        execution_horizon: int | None = None,
+    ) -> ActionChunk:
+        """One observation -> the next chunk of actions.
+
+        images: {camera: RGB frame [height, width, 3], uint8 or float32 in [0, 1]}.
+        state: float32 [state_dim], robot units.  noise: float32 [>= horizon, max_action_dim],
+        instead of a seed.  prev_chunk_left_over: float32 [n, action_dim], the rows of the last
+        chunk's `.normalized` not yet executed: real-time chunking continues them smoothly.
+
+        Raises InputError, PromptTooLongError or TokenizerError for an observation that does not
+        fit the contract, NonFiniteError when the model gives NaN or infinity.
+        """
+        started = time.perf_counter()
+        chosen = self.contract.select_frames(images, allow_missing=self._allow_missing_cameras)
+        resize = self.model.resize
+        frames = [f if f is None else check_frame(name, f, resize) for name, f in chosen]
+        state = check_state(state, self.contract.state_dim)
+        encoded = self._encode(task)
+        rtc = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        noise, used_seed = self._noise(noise, seed)
+        result = self._engine.predict(frames, encoded.ids, state, noise, self._plan, rtc)
+        _check_finite(result)
+        python_ms = (time.perf_counter() - started) * 1e3 - result.timings["total"]
+        timings = dict(result.timings)
+        timings["preprocess"] += python_ms  # checks and tokenising
+        timings["total"] += python_ms
+        present = [name for name, frame in chosen if frame is not None]
+        return ActionChunk(
+            actions=result.actions,
+            normalized=result.normalized,
+            timings=timings,
+            provenance={**self._provenance, "seed": used_seed, "cameras": present},
+            flags=(*encoded.flags, *self.contract.state.far_outside(STATE, state)),
+        )
+
+    def step(
+        self, images: Mapping[str, np.ndarray | None], state: np.ndarray, task: str
+    ) -> np.ndarray:
+        """One action, float32 [action_dim], robot units.
+
+        A chunk is computed when the queue of its first `n_action_steps` actions is empty, or the
+        task has changed; observations in between are not looked at, as in LeRobot.
+        """
+        with self._lock:
+            if not self._robot_queue.serves(task):
+                self._last_chunk = self.predict(images, state, task)
+                ready = self._last_chunk.actions[: self.contract.n_action_steps]
+                self._robot_queue.refill(list(ready), task)
+            return self._robot_queue.pop()
+
+    def select_action(self, batch: Mapping[str, Any], noise: Any = None) -> Any:
+        """LeRobot's method: one normalised action [B, action_dim], queued by `n_action_steps`.
+
+        Raises ContractError when the checkpoint's rtc_config is enabled, as LeRobot does.
+        """
+        if self.contract.rtc.enabled:
+            raise ContractError(
+                "select_action keeps a queue of its own and cannot be used with real-time chunking "
+                "(rtc_config.enabled is true): use predict_action_chunk"
+            )
+        with self._lock:
+            if not self._lerobot_queue.serves():
+                chunk = self.predict_action_chunk(batch, noise)
+                count = min(self.contract.n_action_steps, chunk.shape[1])
+                self._lerobot_queue.refill([chunk[:, row] for row in range(count)])
+            return self._lerobot_queue.pop()
+
+    def predict_action_chunk(
+        self,
+        batch: Mapping[str, Any],
+        noise: Any = None,
+        inference_delay: int = 0,
+        prev_chunk_left_over: Any = None,
+        execution_horizon: int | None = None,
+    ) -> Any:
+        """LeRobot's method: a batch after its preprocessor -> [B, horizon, action_dim], normalised.
+
+        Batch keys and shapes are in lerobot_batch.py; numpy in, numpy out, torch in, torch out.
+        noise: float32 [B, chunk, max_action_dim].  prev_chunk_left_over: float32 [B, n, d], or
+        [n, d] for a batch of one. Camera names are the model's. Raises InputError, NonFiniteError.
+        """
+        samples = split_batch(
+            batch,
+            self.contract,
+            resize=self.model.resize,
+            allow_missing_cameras=self._allow_missing_cameras,
+        )
+        given = None if noise is None else _rows(noise, "noise", len(samples))
+        left_over: list[np.ndarray | None] = [None] * len(samples)
+        if prev_chunk_left_over is not None:
+            left_over = [*_rows(prev_chunk_left_over, "prev_chunk_left_over", len(samples))]
+        chunks = []
+        for row, sample in enumerate(samples):
+            rtc = self._guidance(left_over[row], inference_delay, execution_horizon)
+            start, _ = self._noise(None if given is None else given[row], None)
+            result = self._engine.predict(
+                sample.frames,
+                sample.tokens,
+                sample.state,
+                start,
+                self._plan,
+                rtc,
+                state_is_normalized=True,
+            )
+            _check_finite(result)
+            chunks.append(result.normalized)
+        return Kind.of(batch[STATE]).give_back(np.stack(chunks))
+
+    def _encode(self, task: str) -> EncodedTask:
+        if self._tokenizer is None:
+            raise self._source.no_tokenizer
+        return self._tokenizer.encode(task)
+
+    def _guidance(
+        self, prev: np.ndarray | None, delay: int, execution_horizon: int | None
+    ) -> Guidance | None:
+        return self.contract.rtc.guidance(
+            prev,
+            delay,
+            execution_horizon,
+            chunk_size=self.model.chunk_size,
+            max_action_dim=self.model.max_action_dim,
+        )
+
+    def _noise(self, noise: Any, seed: int | None) -> tuple[np.ndarray, int | None]:
+        """The noise of one call and the seed it came from (None when the caller brought noise)."""
+        width = self.model.max_action_dim
+        if noise is not None:
+            if seed is not None:
+                raise InputError("expected noise or seed, got both")
+            return check_noise(noise, self._rows, width), None
+        if seed is None:
+            with self._lock:
+                seed = self._seeds.next()
+        else:
+            seed = check_seed(seed)
+        return normal(seed, self._rows, width), seed
+
+
+def _rows(value: Any, name: str, size: int) -> list[np.ndarray]:
+    """[size, rows, width] (or [rows, width] for a batch of one) -> one array for each sample."""
+    array = as_numpy(value, name)
+    if array.ndim == 2 and size == 1:
+        return [array]
+    if array.ndim != 3 or array.shape[0] != size:
+        raise InputError(f"{name}: expected [{size}, rows, width], got {list(array.shape)}")
+    return list(array)
+
+
+def _check_finite(result: PredictResult) -> None:
+    if not (np.isfinite(result.normalized).all() and np.isfinite(result.actions).all()):
+        raise NonFiniteError(
+            "expected finite actions, the model gave NaN or infinity; no action is returned. "
+            "Check the checkpoint's weights and statistics with 'smolvla-edge verify'"
+        )

@@ -1,0 +1,81 @@
+"""Named plans and what is known about them: `presets.json` beside a bundle.
+
+    {"format": "smolvla-edge presets", "version": 1, "bundle": "<digest>",
+     "presets": {"fast": {"plan": {"steps": 4}, "evidence": {...} or null}}}
+
+The file stands outside the bundle's digest and names it: evidence measured on other weights is
+refused, not applied. A preset without evidence is usable and says "unmeasured".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolvla_edge.errors import PlanError
+from smolvla_edge.plan import Plan
+from smolvla_edge.strict_json import read_json_object
+
+PRESETS_FILE = "presets.json"
+_FORMAT = "smolvla-edge presets"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A plan and its evidence: action error, task success, latency, device; None: unmeasured."""
+
+    name: str
+    plan: Plan
+    evidence: Mapping[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({'measured' if self.evidence else 'unmeasured'})"
+
+
+def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
+    """The presets beside the bundle of that digest; none when there is no file. PlanError."""
+    path = folder / PRESETS_FILE
+    if not path.exists():
+        return {}
+    data = read_json_object(path, PlanError)
+    if data.keys() != {"format", "version", "bundle", "presets"} or data["format"] != _FORMAT:
+        raise PlanError(f"{path}: expected format {_FORMAT!r} with version, bundle and presets")
+    if data["version"] != _VERSION:
+        raise PlanError(f"{path}: expected version {_VERSION}, got {data['version']!r:.40}")
+    if data["bundle"] != digest:
+        raise PlanError(
+            f"{path} belongs to the bundle {data['bundle']!r:.80}, this one is {digest!r}: its "
+            "evidence was measured on other weights. Remove the file or measure again"
+        )
+    if not isinstance(data["presets"], dict):
+        raise PlanError(f"{path}: expected an object under 'presets'")
+    return {name: _preset(path, name, item) for name, item in data["presets"].items()}
+
+
+def resolve_plan(plan: Plan | str, num_steps: int, presets: Mapping[str, Preset]) -> Plan:
+    """A Plan from what the user gave: a Plan, "exact", or a preset's name. Raises PlanError."""
+    if isinstance(plan, Plan):
+        return plan
+    if plan == "exact":
+        return Plan.exact(num_steps)
+    if isinstance(plan, str) and plan in presets:
+        return presets[plan].plan
+    known = ", ".join(["exact", *map(str, presets.values())])
+    raise PlanError(f"plan must be a Plan or one of: {known}; got {plan!r}")
+
+
+def _preset(path: Path, name: str, item: object) -> Preset:
+    if not isinstance(item, dict) or not {"plan"} <= item.keys() <= {"plan", "evidence"}:
+        raise PlanError(f"{path}: preset {name!r}: expected an object of plan and evidence")
+    evidence = item.get("evidence")
+    if evidence is not None and not isinstance(evidence, dict):
+        raise PlanError(f"{path}: preset {name!r}: evidence must be an object or null")
+    if name == "exact":
+        raise PlanError(f"{path}: 'exact' is the reference and cannot be a preset's name")
+    try:
+        return Preset(name, Plan.from_json(item["plan"]), evidence)
+    except PlanError as cause:
+        raise PlanError(f"{path}: preset {name!r}: {cause}") from cause

@@ -1,0 +1,131 @@
+"""What a policy is loaded from: a bundle or a LeRobot checkpoint, brought to one form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolvla_edge.bundle import is_bundle, read_bundle
+from smolvla_edge.bundle_format import precision_map
+from smolvla_edge.checkpoint import read_checkpoint
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
+from smolvla_edge.errors import CheckpointError, ContractError, TokenizerError
+from smolvla_edge.presets import Preset, read_presets
+from smolvla_edge.safetensors_file import TensorEntry
+from smolvla_edge.tokenizer_search import missing_tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything a policy needs but an engine; tensors are described, not loaded."""
+
+    model: ModelConfig
+    contract: Contract
+    tensors: Mapping[str, TensorEntry]
+    tokenizer_file: Path | None
+    no_tokenizer: TokenizerError  # raised when a task has to be encoded without one
+    presets: Mapping[str, Preset]
+    provenance: Mapping[str, Any]
+
+
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    stats: str | os.PathLike[str] | None = None,
+    allow_unnormalized: bool = False,
+    revision: str | None = None,
+) -> Source:
+    """The bundle or checkpoint at `path`; the arguments are those of `load`.
+
+    A bundle's tensors are compared with their checksums. Raises a SmolVLAEdgeError.
+    """
+    read = _from_bundle if is_bundle(path) else _from_checkpoint
+    return read(
+        path,
+        rename=rename,
+        tokenizer=tokenizer,
+        stats=stats,
+        allow_unnormalized=allow_unnormalized,
+        revision=revision,
+    )
+
+
+def _from_bundle(
+    path: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+    stats: str | os.PathLike[str] | None,
+    allow_unnormalized: bool,
+    revision: str | None,
+) -> Source:
+    if revision is not None:
+        raise CheckpointError(f"revision {revision!r} was given, but {path} is a local bundle")
+    bundle = read_bundle(path)
+    bundle.verify_tensors()
+    contract = bundle.contract
+    if rename is not None:
+        contract = contract.with_rename(rename)
+    if stats is not None:
+        contract = contract.with_stats(stats)
+    if contract.unnormalized and not allow_unnormalized:
+        raise ContractError(
+            f"{bundle.path}: {', '.join(contract.unnormalized)} was converted without "
+            "normalisation (--allow-unnormalized): convert again with --stats, or pass "
+            "allow_unnormalized=True here too"
+        )
+    return Source(
+        model=bundle.model,
+        contract=contract,
+        tensors=bundle.tensors,
+        tokenizer_file=bundle.tokenizer_file if tokenizer is None else Path(tokenizer),
+        no_tokenizer=TokenizerError(
+            f"{bundle.path} holds no tokenizer.json: pass tokenizer=FILE (--tokenizer FILE)"
+        ),
+        presets=read_presets(bundle.path, bundle.digest),
+        provenance={
+            "source": str(bundle.path),
+            "bundle": bundle.digest,
+            "precision": {part: dict(counts) for part, counts in bundle.precision.items()},
+        },
+    )
+
+
+def _from_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+    stats: str | os.PathLike[str] | None,
+    allow_unnormalized: bool,
+    revision: str | None,
+) -> Source:
+    checkpoint = read_checkpoint(
+        path,
+        rename=rename,
+        tokenizer=tokenizer,
+        stats=stats if stats is None or isinstance(stats, str) else Path(stats),
+        allow_unnormalized=allow_unnormalized,
+        revision=revision,
+    )
+    return Source(
+        model=checkpoint.model,
+        contract=checkpoint.contract,
+        tensors=checkpoint.tensors,
+        tokenizer_file=checkpoint.tokenizer_file,
+        no_tokenizer=missing_tokenizer(checkpoint.path, checkpoint.policy.vlm_model_name),
+        presets={},
+        provenance={
+            "source": str(path),
+            "bundle": None,
+            "precision": precision_map(
+                (name, entry.dtype) for name, entry in checkpoint.tensors.items()
+            ),
+        },
+    )
