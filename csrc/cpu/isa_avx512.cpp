@@ -10,6 +10,7 @@
 #pragma GCC push_options
 // GCC 12 warns of its own _mm512_undefined_ps() (its bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace smolvla::cpu::avx512 {

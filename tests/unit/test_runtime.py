@@ -86,8 +86,14 @@ def test_memory_is_flat_over_200_calls(folder):
 
 
 def child(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a new interpreter that finds the package where this one does."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
     return subprocess.run(
-        [sys.executable, *flags, "-c", textwrap.dedent(code)], capture_output=True, text=True
+        [sys.executable, *flags, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=os.path.sep,
+        env={**os.environ, "PYTHONPATH": path},
     )
 
 

@@ -1,0 +1,115 @@
+# What a newcomer types. Each target makes its own virtual environment with the versions of
+# constraints.txt; nothing outside this directory changes (the demo keeps its checkpoint in
+# ~/.cache/smolvla-edge).
+#
+#   make demo      photographs in, actions out                  about 5 minutes the first time
+#   make test      every test                                   installs torch, the reference
+#   make bench     ours beside LeRobot on this machine          installs LeRobot too
+#   make lint      style and types
+#   make clean     remove the environments and the build
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+BENCH_ARGS ?= --cameras 1 2
+.DEFAULT_GOAL := help
+
+SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE $(shell find smolvla_edge csrc \
+	-type f -not -name '*.so' -not -name '*.pyc')
+PIP = bin/python -m pip --disable-pip-version-check --quiet
+# The build's tools come from PyPI, pinned: no isolated build environment, so that a rebuild is
+# incremental and needs no network.
+BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
+
+.PHONY: help demo test test-cpp bench lint clean prerequisites
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+prerequisites:
+	@command -v $${CXX:-g++} >/dev/null || \
+		{ echo 'A C++ compiler is missing. Debian, Ubuntu: sudo apt install g++' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo 'Python 3.10 or newer is needed: make PYTHON=python3.11 ...' >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo 'The module venv is missing. Debian, Ubuntu: sudo apt install python3-venv' >&2; exit 2; }
+	@$(PYTHON) -c 'import os.path as p, sys, sysconfig as s; \
+	sys.exit(not p.exists(p.join(s.get_path("include"), "Python.h")))' || \
+		{ echo 'Python.h is missing. Debian, Ubuntu: sudo apt install python3-dev' >&2; exit 2; }
+
+.venv-%/venv.stamp: constraints.txt | prerequisites
+	rm -rf .venv-$*
+	$(PYTHON) -m venv .venv-$*
+	@touch $@
+
+# --- demo: the wheel, installed; no torch ---------------------------------------------------------
+.venv-demo/installed.stamp: .venv-demo/venv.stamp $(SOURCES)
+	@echo 'installing smolvla-edge into .venv-demo (compiles the C++ core) ...'
+	.venv-demo/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
+	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" .venv-demo/$(PIP) install --no-build-isolation \
+		--constraint constraints.txt '.[viz]'
+	@touch $@
+
+demo: .venv-demo/installed.stamp
+	.venv-demo/bin/smolvla-edge demo $(DEMO_ARGS)
+
+# --- test: the wheel, installed, with torch as the reference --------------------------------------
+# torch first and alone: its build (with or without CUDA) is the default of this machine's pip.
+.venv-test/torch.stamp: .venv-test/venv.stamp
+	@echo 'installing torch into .venv-test ...'
+	.venv-test/$(PIP) install torch==2.13.0
+	@touch $@
+
+.venv-test/installed.stamp: .venv-test/torch.stamp $(SOURCES)
+	@echo 'installing smolvla-edge into .venv-test (compiles the C++ core) ...'
+	.venv-test/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" .venv-test/$(PIP) install --no-build-isolation \
+		--constraint constraints.txt '.[torch,viz,test]'
+	@touch $@
+
+# Not `python -m pytest`, which would put this directory, without the compiled core, first.
+test: .venv-test/installed.stamp test-cpp
+	.venv-test/bin/pytest $(PYTEST_ARGS)
+
+test-cpp: .venv-test/installed.stamp
+	.venv-test/bin/cmake -S . -B build/cpp-tests -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
+		-DSMOLVLA_SANITIZE=ON -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" >/dev/null
+	.venv-test/bin/cmake --build build/cpp-tests
+	.venv-test/bin/ctest --test-dir build/cpp-tests --output-on-failure
+
+# --- bench: editable, so that benchmarks/ finds the package from this directory -------------------
+.venv-bench/installed.stamp: .venv-bench/venv.stamp $(SOURCES)
+	@echo 'installing smolvla-edge into .venv-bench (compiles the C++ core) ...'
+	.venv-bench/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
+	PATH="$(CURDIR)/.venv-bench/bin:$$PATH" .venv-bench/$(PIP) install --no-build-isolation \
+		--constraint constraints.txt --editable .
+	@touch $@
+
+# LeRobot has an environment of its own (it needs torch and transformers). Without it:
+# make bench BENCH_ARGS=--no-rival
+RIVAL := $(if $(findstring --no-rival,$(BENCH_ARGS)),,benchmarks/rivals/lerobot/.venv/venv.stamp)
+
+benchmarks/rivals/lerobot/.venv/venv.stamp: benchmarks/rivals/lerobot/requirements.txt
+	@echo 'installing LeRobot into benchmarks/rivals/lerobot/.venv ...'
+	benchmarks/rivals/lerobot/install.sh $(PYTHON)
+	@touch $@
+
+bench: .venv-bench/installed.stamp $(RIVAL)
+	.venv-bench/bin/python -m benchmarks.end_to_end $(BENCH_ARGS)
+
+# --- lint -------------------------------------------------------------------------------------------
+.venv-lint/installed.stamp: .venv-lint/venv.stamp
+	.venv-lint/$(PIP) install --constraint constraints.txt ruff mypy clang-format numpy typer rich
+	@touch $@
+
+lint: .venv-lint/installed.stamp
+	.venv-lint/bin/ruff check .
+	.venv-lint/bin/ruff format --check .
+	.venv-lint/bin/mypy
+ifneq ($(wildcard .clang-format),)
+	find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' | \
+		xargs .venv-lint/bin/clang-format --dry-run --Werror
+endif
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-bench .venv-lint build

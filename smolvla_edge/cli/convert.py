@@ -1,0 +1,103 @@
+"""`smolvla-edge convert`: a LeRobot checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smolvla_edge.cli import arguments as args
+from smolvla_edge.cli import output
+
+
+def convert(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A LeRobot checkpoint folder, or a Hub id (owner/name; extra hub).",
+            show_default=False,
+        ),
+    ],
+    bundle: Annotated[
+        Path,
+        typer.Argument(metavar="BUNDLE", help="The directory to make.", show_default=False),
+    ],
+    revision: args.Revision = None,
+    rename: args.Rename = None,
+    tokenizer: args.TokenizerFile = None,
+    stats: args.Stats = None,
+    allow_unnormalized: args.AllowUnnormalized = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
+    as_json: args.AsJson = False,
+) -> None:
+    """Make a bundle from a LeRobot checkpoint.
+
+    A bundle is everything a robot needs to run one policy, in one directory, offline. Every tensor
+    is accounted for, statistics and tokenizer are found or asked for, what never reaches an action
+    is left out, and every file gets a checksum. Tensors keep their dtype. The bundle appears under
+    its name when it is complete; memory stays small whatever the model's size.
+
+    \b
+    Example:
+      smolvla-edge convert outputs/train/pick_cube/checkpoints/last/pretrained_model pick_cube
+      smolvla-edge convert owner/pick_cube pick_cube --revision 1f0c2ab \\
+          --rename observation.images.top=observation.images.camera1
+
+    \b
+    What to do next:
+      smolvla-edge inspect pick_cube     what it needs
+      smolvla-edge run pick_cube ...     one chunk from files
+    """
+    from smolvla_edge.bundle import write_bundle
+    from smolvla_edge.checkpoint import read_checkpoint
+
+    started = time.perf_counter()
+    names = args.pairs(rename, "--rename")
+    with output.busy(f"reading {checkpoint}"):
+        source = read_checkpoint(
+            checkpoint,
+            rename=names or None,
+            tokenizer=tokenizer,
+            stats=stats,
+            allow_unnormalized=allow_unnormalized,
+            revision=revision,
+        )
+    command = "smolvla-edge " + shlex.join(sys.argv[1:])
+    with output.progress(f"writing {bundle}") as report:
+        made = write_bundle(source, bundle, report, force=force, command=command)
+    seconds = time.perf_counter() - started
+    size = sum(record.nbytes for record in made.files.values())
+    dead = sum(entry.nbytes for entry in source.dead.values())
+    if as_json:
+        output.emit_json(
+            {
+                "bundle": bundle,
+                "digest": made.digest,
+                "tensors": len(made.tensors),
+                "dead_tensors": sorted(source.dead),
+                "bytes": size,
+                "seconds": round(seconds, 3),
+                "unnormalized": list(made.contract.unnormalized),
+            }
+        )
+    else:
+        output.print_facts(
+            f"bundle {bundle}",
+            [
+                ("digest", made.digest),
+                ("tensors", f"{len(made.tensors)} used, {output.megabytes(size)}"),
+                (
+                    "left out",
+                    f"{len(source.dead)} that never reach an action, {output.megabytes(dead)}",
+                ),
+                ("time", f"{seconds:.1f} s"),
+                ("next", f"smolvla-edge inspect {shlex.quote(str(bundle))}"),
+            ],
+        )
+    for feature in made.contract.unnormalized:
+        output.warn(f"{feature} is NOT normalised, as --allow-unnormalized asked")

@@ -1,0 +1,234 @@
+"""`smolvla-edge inspect`: what a policy needs, what it is made of, and which kernels would run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smolvla_edge.cli import arguments as args
+from smolvla_edge.cli import output
+
+if TYPE_CHECKING:
+    from smolvla_edge.config import ModelConfig
+    from smolvla_edge.safetensors_file import TensorEntry
+
+
+def inspect(
+    path: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[CHECKPOINT|BUNDLE]",
+            help="A LeRobot checkpoint folder, a Hub id (owner/name), or a bundle.",
+            show_default=False,
+        ),
+    ] = None,
+    kernels: Annotated[
+        bool,
+        typer.Option("--kernels", help="The table of native kernels and which of them are chosen."),
+    ] = False,
+    rename: args.Rename = None,
+    tokenizer: args.TokenizerFile = None,
+    stats: args.Stats = None,
+    revision: args.Revision = None,
+    allow_unnormalized: args.AllowUnnormalized = False,
+    as_json: args.AsJson = False,
+) -> None:
+    """Show what a policy needs and is made of.
+
+    The contract (cameras, state, action, statistics, task, chunk), the layers, the size by part and
+    dtype, and where everything came from. Nothing is loaded
+    or computed. With --kernels, the native dispatch table of this CPU: for each operation the
+    candidates, what they need, and the chosen one (first that fits).
+
+    \b
+    Example:
+      smolvla-edge inspect my_policy
+      smolvla-edge inspect my_bundle --json
+      smolvla-edge inspect --kernels
+
+    \b
+    Read next: smolvla-edge run --help (names of cameras: the table's first lines), docs/limits.md
+    """
+    if path is None and not kernels:
+        raise typer.BadParameter("name a checkpoint or a bundle, or ask for --kernels")
+    result: dict[str, Any] = {}
+    if path is not None:
+        names = args.pairs(rename, "--rename") or None
+        options = {
+            "rename": names,
+            "tokenizer": tokenizer,
+            "stats": stats,
+            "revision": revision,
+            "allow_unnormalized": allow_unnormalized,
+        }
+        result = _describe(path, options)
+    if kernels:
+        result["kernels"] = _kernels()
+    if as_json:
+        output.emit_json(result)
+    else:
+        _print(result)
+
+
+def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    from smolvla_edge.bundle import is_bundle, read_bundle
+    from smolvla_edge.checkpoint import read_checkpoint
+
+    if is_bundle(path):
+        bundle = read_bundle(path)
+        contract = bundle.contract
+        if options["rename"] is not None:
+            contract = contract.with_rename(options["rename"])
+        if options["stats"] is not None:
+            contract = contract.with_stats(options["stats"])
+        found: Any = bundle
+        identity: dict[str, Any] = {"kind": "bundle", "digest": bundle.digest}
+        dead: Mapping[str, TensorEntry] = {}
+    else:
+        checkpoint = read_checkpoint(path, **options)
+        found, contract, dead = checkpoint, checkpoint.contract, checkpoint.dead
+        identity = {"kind": "checkpoint", "digest": None}
+    tokenizer = options["tokenizer"] or found.tokenizer_file
+    return {
+        "path": str(found.path),
+        **identity,
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+        "contract": contract.to_json(),
+        "contract_lines": contract.describe(),
+        "model": found.model.to_dict(),
+        "layers": _layers(found.model),
+        "parts": _parts(found.tensors),
+        "dead": {"tensors": len(dead), "bytes": sum(e.nbytes for e in dead.values())},
+        "provenance": dict(found.provenance),
+    }
+
+
+def _layers(model: ModelConfig) -> list[tuple[str, str]]:
+    """(part, what it is made of)."""
+    last = model.last_used_text_layer
+    own = sum(
+        model.is_self_layer(layer)
+        for layer in range(model.text_layers)
+        if model.expert_layer_of(layer) is not None
+    )
+    size = "any size" if model.resize is None else f"{model.resize[0]} x {model.resize[1]}"
+    group = f"{model.heads} heads of {model.head_dim} on {model.kv_heads} of keys and values"
+    tokens = "" if model.resize is None else f", {model.tokens_per_image(*model.resize)} tokens"
+    return [
+        (
+            "vision",
+            f"{model.vision_layers} layers of {model.vision_width} (MLP {model.vision_mlp}, "
+            f"{model.vision_heads} heads); frames letterboxed to {size}, "
+            f"patches of {model.patch_size}",
+        ),
+        (
+            "connector",
+            f"{model.scale_factor} x {model.scale_factor} patches a token{tokens}",
+        ),
+        (
+            "text",
+            f"{model.text_layers} layers of {model.text_width} (MLP {model.text_mlp}, {group}); "
+            f"of layer {last}, the last that is read, only keys and values run",
+        ),
+        (
+            "expert",
+            f"{model.expert_layers} layers of {model.expert_width} (MLP {model.expert_mlp}): "
+            f"{own} with self-attention, {model.expert_layers - own} with cross-attention",
+        ),
+        ("vocabulary", f"{model.vocab} tokens"),
+    ]
+
+
+def _parts(tensors: Mapping[str, TensorEntry]) -> list[dict[str, Any]]:
+    """Sizes by part, in the order of the data's path."""
+    from smolvla_edge.bundle_format import PARTS
+
+    groups: dict[str, list[TensorEntry]] = {part: [] for part in PARTS}
+    for name, entry in tensors.items():
+        part = name.partition(".")[0]
+        groups[part if part in groups else "heads"].append(entry)
+    return [{"part": part, **_sizes(entries)} for part, entries in groups.items() if entries]
+
+
+def _sizes(entries: Iterable[TensorEntry]) -> dict[str, Any]:
+    from math import prod
+
+    entries = list(entries)
+    return {
+        "tensors": len(entries),
+        "parameters": sum(prod(entry.shape) for entry in entries),
+        "bytes": sum(entry.nbytes for entry in entries),
+        "dtypes": dict(Counter(entry.dtype for entry in entries)),
+    }
+
+
+def _kernels() -> dict[str, Any]:
+    from smolvla_edge.backends.native import load_core
+
+    core = load_core()
+    return {"cpu": dict(core.cpu_info()), "table": [dict(row) for row in core.kernel_table()]}
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    if "contract" in result:
+        output.print_facts(
+            f"{result['kind']} {result['path']}",
+            [
+                *([("digest", result["digest"])] if result["digest"] else []),
+                ("tokenizer", result["tokenizer"] or "none found: pass --tokenizer FILE"),
+            ],
+        )
+        output.print_facts("contract", result["contract_lines"])
+        output.print_facts("layers", result["layers"])
+        _print_parts(result)
+    if "kernels" in result:
+        _print_kernels(result["kernels"])
+
+
+def _print_parts(result: Mapping[str, Any]) -> None:
+    rows = [
+        (
+            part["part"],
+            part["tensors"],
+            f"{part['parameters']:,}",
+            output.megabytes(part["bytes"]),
+            ", ".join(f"{count} {dtype}" for dtype, count in part["dtypes"].items()),
+        )
+        for part in result["parts"]
+    ]
+    total = [sum(p[key] for p in result["parts"]) for key in ("tensors", "parameters", "bytes")]
+    rows.append(("total", total[0], f"{total[1]:,}", output.megabytes(total[2]), ""))
+    columns = [
+        ("part", "left"),
+        ("tensors", "right"),
+        ("parameters", "right"),
+        ("size", "right"),
+        ("dtypes", "left"),
+    ]
+    output.print_table("weights", columns, rows)
+    if result["dead"]["tensors"]:
+        output.say(
+            f"{result['dead']['tensors']} more tensors never reach an action "
+            f"({output.megabytes(result['dead']['bytes'])}); convert leaves them out"
+        )
+
+
+def _print_kernels(kernels: Mapping[str, Any]) -> None:
+    output.print_facts("cpu", kernels["cpu"].items())
+    output.print_table(
+        "kernels (for each operation the first supported row is chosen)",
+        [(name, "left") for name in ("", "operation", "kernel", "needs", "here")],
+        (
+            (
+                "*" if row["chosen"] else "",
+                row["op"],
+                row["kernel"],
+                row["needs"],
+                "chosen" if row["chosen"] else "supported" if row["supported"] else "no",
+            )
+            for row in kernels["table"]
+        ),
+    )

@@ -1,0 +1,155 @@
+"""`smolvla-edge run`: one observation from files, one chunk of actions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from smolvla_edge.cli import arguments as args
+from smolvla_edge.cli import output
+
+if TYPE_CHECKING:
+    from smolvla_edge.chunk import ActionChunk
+    from smolvla_edge.policy import Policy
+
+
+def run(
+    path: args.Source,
+    image: args.Images = None,
+    state: args.State = None,
+    task: args.Task = None,
+    seed: args.Seed = 0,
+    plan: Annotated[
+        str, typer.Option("--plan", help='"exact", or a preset that stands beside the bundle.')
+    ] = "exact",
+    backend: Annotated[
+        str, typer.Option("--backend", help="auto, native (C++) or torch (extra torch).")
+    ] = "auto",
+    threads: args.Threads = None,
+    rename: args.Rename = None,
+    tokenizer: args.TokenizerFile = None,
+    stats: args.Stats = None,
+    revision: args.Revision = None,
+    allow_unnormalized: args.AllowUnnormalized = False,
+    allow_missing_cameras: args.AllowMissing = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the chunk (.png, .svg or .pdf; extra viz).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: args.AsJson = False,
+) -> None:
+    """One observation in, one chunk of actions out.
+
+    Loads a LeRobot checkpoint or a bundle, checks that the cameras, the state and the task are what
+    the policy was trained with, and prints the actions in robot units, the time of every stage and
+    what was computed by what. The same seed and input give the same actions.
+
+    \b
+    Example:
+      smolvla-edge run my_policy \\
+          --image observation.images.top=top.png --image observation.images.wrist=wrist.png \\
+          --state 0.1,-0.4,0.9,0,0,0.2 --task "pick up the red cube"
+      smolvla-edge run my_bundle --image ... --state @state.json --task "..." --json > chunk.json
+
+    \b
+    What names does my policy want?   smolvla-edge inspect my_policy
+    In a program:                     policy = smolvla_edge.load("my_bundle"); policy.predict(...)
+    """
+    names = args.pairs(rename, "--rename")
+    if not image or state is None or task is None:
+        missing = [
+            option
+            for option, value in (("--image", image), ("--state", state), ("--task", task))
+            if not value
+        ]
+        raise typer.BadParameter(
+            f"{', '.join(missing)} missing: a policy needs its cameras, its state and a task. "
+            f"'smolvla-edge inspect {path}' lists them"
+        )
+    values = args.parse_state(state)
+    if plot is not None:
+        from smolvla_edge.plot import check_plot_path, require_matplotlib
+
+        check_plot_path(plot)
+        require_matplotlib()
+    frames = args.frames(image)
+    from smolvla_edge.policy import load
+
+    with output.busy(f"loading {path}"):
+        policy = load(
+            path,
+            plan=plan,
+            rename=names or None,
+            tokenizer=tokenizer,
+            stats=stats,
+            allow_unnormalized=allow_unnormalized,
+            allow_missing_cameras=allow_missing_cameras,
+            backend=backend,
+            threads=threads,
+            revision=revision,
+        )
+    with output.busy("predicting"):
+        chunk = policy.predict(frames, values, task, seed=seed)
+    if plot is not None:
+        from smolvla_edge.plot import plot_chunk
+
+        executed = policy.contract.n_action_steps
+        plot_chunk(chunk.actions, plot, title=f"{Path(path).name}: {task}", executed=executed)
+    if as_json:
+        output.emit_json(chunk_json(chunk))
+    else:
+        _print(policy, chunk, task)
+    for flag in chunk.flags:
+        output.warn(f"flag: {flag}")
+    if plot is not None:
+        output.note(f"plot written to {plot}")
+
+
+def chunk_json(chunk: ActionChunk) -> dict[str, object]:
+    """What --json prints of a chunk."""
+    return {
+        "actions": chunk.actions,
+        "normalized": chunk.normalized,
+        "timings_ms": dict(chunk.timings),
+        "provenance": dict(chunk.provenance),
+        "flags": list(chunk.flags),
+    }
+
+
+def _print(policy: Policy, chunk: ActionChunk, task: str) -> None:
+    output.print_actions(chunk.actions)
+    output.print_timings({"this call": chunk.timings})
+    output.print_facts("computed", [("task", repr(task)), *provenance_facts(chunk.provenance)])
+    flags = f"{len(chunk.flags)} (see the lines after this)" if chunk.flags else "none"
+    output.say(f"flags: {flags}")
+
+
+def provenance_facts(provenance: object) -> list[tuple[str, str]]:
+    """A chunk's provenance in lines for a person."""
+    facts = dict(provenance)  # type: ignore[call-overload]
+    where = [facts[name] for name in ("backend", "device", "isa", "sm") if facts.get(name)]
+    plan = facts["plan"]
+    exact = "exact" if facts["exact"] else "not exact"
+    precision = "; ".join(
+        f"{part} {' + '.join(f'{count} {dtype}' for dtype, count in counts.items())}"
+        for part, counts in facts["precision"].items()
+    )
+    lines = [
+        ("by", f"{', '.join(map(str, where))}, {facts.get('threads', '?')} threads"),
+        ("plan", f"{exact}: {plan['steps']} {plan['solver']} steps"),
+        ("weights", precision),
+        ("source", facts["source"]),
+        ("bundle", facts["bundle"] or "no bundle: a checkpoint read directly"),
+        ("seed", str(facts["seed"])),
+        ("cameras", ", ".join(facts["cameras"])),
+    ]
+    if facts["unnormalized"]:
+        lines.append(("NOT NORMALISED", ", ".join(facts["unnormalized"])))
+    return lines

@@ -1,0 +1,323 @@
+"""`smolvla-edge verify`: is what this machine computes what the reference computes?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from smolvla_edge.cli import arguments as args
+from smolvla_edge.cli import output
+from smolvla_edge.cli.stages import StageResult, compare
+from smolvla_edge.errors import BundleError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from smolvla_edge.source import Source
+
+_SYNTHETIC_TOKENS = 12
+_SYNTHETIC_FRAME = (480, 640)  # height, width: a letterbox has something to do
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One observation, as both backends get it. Frames are in the contract's order, None: blank."""
+
+    names: list[str]
+    frames: list[np.ndarray | None]
+    tokens: np.ndarray  # int64 [n]
+    state: np.ndarray  # float32 [state_dim], robot units
+    noise: np.ndarray  # float32 [chunk_size, max_action_dim]
+    synthetic: list[str]  # what of it nobody gave
+
+
+def verify(
+    path: args.Source,
+    image: args.Images = None,
+    state: args.State = None,
+    task: args.Task = None,
+    seed: args.Seed = 0,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="Largest error allowed, as a part of the largest magnitude in the tensor.",
+        ),
+    ] = 2e-5,
+    files_only: Annotated[
+        bool,
+        typer.Option("--files-only", help="Compare a bundle's files with their SHA-256, no more."),
+    ] = False,
+    threads: args.Threads = None,
+    rename: args.Rename = None,
+    tokenizer: args.TokenizerFile = None,
+    stats: args.Stats = None,
+    revision: args.Revision = None,
+    allow_unnormalized: args.AllowUnnormalized = False,
+    allow_missing_cameras: args.AllowMissing = False,
+    as_json: args.AsJson = False,
+) -> None:
+    """Compare the native core with PyTorch here.
+
+    Both compute one observation with your policy's weights: yours (--image, --state, --task), or a
+    synthetic one. Each row of the table is a stage with its worst tensor: largest error, largest
+    magnitude, and whether their ratio is within the tolerance. The files of a bundle are compared
+    with their SHA-256 first. Needs the extra torch (pip install 'smolvla-edge[torch]'), except with
+    --files-only.
+
+    \b
+    Example:
+      smolvla-edge verify my_bundle
+      smolvla-edge verify my_policy --image observation.images.top=top.png \\
+          --state 0,0,0,0,0,0 --task "pick up the cup" --json
+      smolvla-edge verify my_bundle --files-only     after copying it to a robot
+
+    \b
+    Exit code 1 when something does not agree. Read next: docs/numerics.md
+    """
+    files = _verify_files(path)
+    if files is None and files_only:
+        raise typer.BadParameter(f"--files-only needs a bundle, and {path} is none")
+    if files_only or files == "failed":
+        _finish({"files": files, "passed": files == "passed", "stages": []}, [], as_json)
+        return
+    _require_torch()
+    frames = args.frames(image)
+    values = None if state is None else args.parse_state(state)
+    from smolvla_edge.source import open_source
+
+    with output.busy(f"reading {path}"):
+        source = open_source(
+            path,
+            rename=args.pairs(rename, "--rename") or None,
+            tokenizer=tokenizer,
+            stats=stats,
+            allow_unnormalized=allow_unnormalized,
+            revision=revision,
+        )
+    observation = _observe(source, frames, values, task, seed, allow_missing_cameras)
+    pixels = _reference_pixels(source, observation)
+    # One after the other: two models at a time would not fit where one does.
+    reference, torch_info = _trace(source, observation, pixels, "torch", threads)
+    native, native_info = _trace(source, observation, pixels, "native", threads)
+    native = {**native, **_native_pixels(source, observation)}
+    if pixels is not None:
+        reference = {**reference, **pixels}
+    results = compare(native, reference, tolerance)
+    report = {
+        "files": files,
+        "passed": all(result.passed for result in results),
+        "tolerance": tolerance,
+        "seed": seed,
+        "synthetic": observation.synthetic,
+        "cameras": observation.names,
+        "native": native_info,
+        "reference": torch_info,
+        "stages": [result.to_json() for result in results],
+    }
+    _finish(report, results, as_json)
+
+
+def _verify_files(path: str) -> str | None:
+    """Whether a bundle's files "passed" or "failed"; None for a checkpoint, without digests."""
+    from smolvla_edge.bundle import is_bundle, read_bundle
+
+    if not is_bundle(path):
+        return None
+    bundle = read_bundle(path)
+    try:
+        with output.progress(f"checking the files of {path}") as report:
+            bundle.verify_files(report)
+    except BundleError as damage:
+        output.error(str(damage))
+        return "failed"
+    return "passed"
+
+
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as cause:
+        raise MissingExtraError(
+            "verify compares with the PyTorch reference, and torch is not installed: "
+            "pip install 'smolvla-edge[torch]'. (--files-only checks a bundle's files without it)"
+        ) from cause
+
+
+def _observe(
+    source: Source,
+    frames: Mapping[str, np.ndarray],
+    state: np.ndarray | None,
+    task: str | None,
+    seed: int,
+    allow_missing: bool,
+) -> Observation:
+    from smolvla_edge.contract import EMPTY_CAMERA
+    from smolvla_edge.noise import check_seed, normal
+    from smolvla_edge.preprocess import check_frame, check_state, unnormalize
+    from smolvla_edge.tokenizer import TaskTokenizer
+
+    model, contract = source.model, source.contract
+    check_seed(seed)
+    synthetic = []
+    random = np.random.default_rng(seed)
+    if not frames:
+        synthetic.append("images")
+        size = _SYNTHETIC_FRAME if model.resize else (model.image_size, model.image_size)
+        frames = {
+            theirs: _synthetic_frame(random, size)
+            for ours, theirs in contract.robot_names().items()
+            if not ours.startswith(EMPTY_CAMERA)
+        }
+    chosen = contract.select_frames(frames, allow_missing=allow_missing)
+    checked = [f if f is None else check_frame(name, f, model.resize) for name, f in chosen]
+    if state is None:
+        synthetic.append("state")
+        within = np.clip(random.standard_normal(contract.state_dim), -1, 1).astype(np.float32)
+        state = unnormalize(within, contract.state)
+    if task is None:
+        synthetic.append("task")
+        count = min(_SYNTHETIC_TOKENS, contract.tokenizer.max_length)
+        tokens = random.integers(0, model.vocab, count, dtype=np.int64)
+    elif source.tokenizer_file is None:
+        raise source.no_tokenizer
+    else:
+        tokenizer = TaskTokenizer(source.tokenizer_file, contract.tokenizer, model.vocab)
+        tokens = tokenizer.encode(task).ids
+    return Observation(
+        names=[name for name, _ in chosen],
+        frames=checked,
+        tokens=tokens,
+        state=check_state(state, contract.state_dim),
+        noise=normal(seed, model.chunk_size, model.max_action_dim),
+        synthetic=synthetic,
+    )
+
+
+def _synthetic_frame(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: noise in blocks of 8 pixels, so that a resize has edges and surfaces."""
+    height, width = size
+    blocks = random.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    return np.ascontiguousarray(blocks.repeat(8, 0).repeat(8, 1)[:height, :width])
+
+
+def _reference_pixels(source: Source, observation: Observation) -> dict[str, np.ndarray]:
+    """float32 [1, 3, H, W] per camera that is there, letterboxed by torch."""
+    import torch
+
+    from smolvla_edge.model import letterbox
+
+    result = {}
+    for i, frame in enumerate(observation.frames):
+        if frame is None:
+            continue
+        values = torch.from_numpy(frame).float() / 255
+        image = letterbox(values.permute(2, 0, 1)[None].contiguous(), source.model.resize)
+        result[f"letterbox.{i}"] = image.numpy()
+    if len({image.shape for image in result.values()}) > 1:
+        raise InputError(
+            "this policy has no resize, and verify compares frames of one size only, got "
+            f"{', '.join(str(image.shape[2:]) for image in result.values())}. Give frames of one "
+            "size"
+        )
+    return result
+
+
+def _native_pixels(source: Source, observation: Observation) -> dict[str, np.ndarray]:
+    """The same by the C++ core; nothing for a policy without a resize, which touches no frame."""
+    from smolvla_edge.backends.native import load_core
+
+    if source.model.resize is None:
+        return {}
+    width, height = source.model.resize
+    return {
+        f"letterbox.{i}": load_core().letterbox(frame, width, height)[None]
+        for i, frame in enumerate(observation.frames)
+        if frame is not None
+    }
+
+
+def _trace(
+    source: Source,
+    observation: Observation,
+    images: Mapping[str, np.ndarray],
+    backend: str,
+    threads: int | None,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Every intermediate on the reference's pixels, and `predict` from the raw observation."""
+    from smolvla_edge.backends import open_backend
+    from smolvla_edge.preprocess import normalize
+
+    model = source.model
+    present = np.array([frame is not None for frame in observation.frames])
+    first = next(iter(images.values()))
+    pixels = np.full((len(present), *first.shape[1:]), -1.0, np.float32)
+    for i in np.flatnonzero(present):
+        pixels[i] = images[f"letterbox.{i}"][0]
+    state = np.zeros(model.max_state_dim, np.float32)
+    state[: model.state_dim] = normalize(observation.state, source.contract.state)
+    mask = np.ones(len(observation.tokens), bool)
+    with output.busy(f"computing with {backend}"):
+        engine = open_backend(
+            model, source.tensors, source.contract, backend=backend, device="cpu", threads=threads
+        )
+        started = time.perf_counter()
+        recorded = engine.trace(pixels, present, observation.tokens, mask, state, observation.noise)
+        chunk = engine.predict(
+            observation.frames, observation.tokens, observation.state, observation.noise
+        )
+        seconds = time.perf_counter() - started
+    recorded["predict.normalized"] = chunk.normalized
+    recorded["predict.actions"] = chunk.actions
+    shown = ("backend", "isa", "threads", "torch")
+    info = {name: value for name, value in engine.info().items() if name in shown}
+    return recorded, {**info, "seconds": round(seconds, 3)}
+
+
+def _finish(report: Mapping[str, Any], results: list[StageResult], as_json: bool) -> None:
+    if as_json:
+        output.emit_json(report)
+    else:
+        _print(report, results)
+    if not report["passed"]:
+        raise typer.Exit(output.FAILED)
+
+
+def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
+    if report["files"] is not None:
+        output.say(f"files against their SHA-256: {report['files']}")
+    if results:
+        native, reference = report["native"], report["reference"]
+        output.print_table(
+            f"native ({native.get('isa')}, {native.get('threads')} threads) against torch "
+            f"{reference.get('torch')} in float32",
+            [
+                ("stage", "left"),
+                ("tensors", "right"),
+                ("max |error|", "right"),
+                ("max |ref|", "right"),
+                ("ratio", "right"),
+                ("", "left"),
+                ("worst tensor", "left"),
+            ],
+            (
+                (
+                    result.stage,
+                    result.tensors,
+                    f"{result.max_error:.2e}",
+                    f"{result.max_reference:.3g}",
+                    f"{result.relative:.1e}",
+                    "pass" if result.passed else "FAIL",
+                    f"{result.worst} {result.problem}".strip(),
+                )
+                for result in results
+            ),
+        )
+        made = report["synthetic"]
+        output.say(f"input: {'synthetic ' + ', '.join(made) if made else 'as given'}")
+    bound = f", tolerance {report['tolerance']:g}" if results else ""
+    output.say(f"{'PASSED' if report['passed'] else 'FAILED'}{bound}", style="bold")
