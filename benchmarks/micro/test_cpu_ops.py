@@ -16,9 +16,7 @@ from smolvla_edge import _core
 THREADS = 1
 ISAS = list(
     dict.fromkeys(
-        row["isa"]
-        for row in _core.kernel_table()
-        if row["op"] == "gemm_f32" and row["supported"]
+        row["isa"] for row in _core.kernel_table() if row["op"] == "gemm_f32" and row["supported"]
     )
 )
 # (rows, in, out): vision qkv, up, down; prefix qkv, gate and up, down; expert the same

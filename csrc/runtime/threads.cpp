@@ -11,6 +11,9 @@ namespace {
 // About 50 us of polling: longer than the gap between two layers, shorter than a control tick.
 constexpr int kSpins = 20000;
 
+// The fields of ThreadPool::state_.
+constexpr uint64_t kOpen = uint64_t{1} << 16, kInside = kOpen - 1, kNextJob = kOpen << 1;
+
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -55,7 +58,7 @@ ThreadPool::~ThreadPool() {
     {
         std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
-        generation_.fetch_add(1);
+        state_.fetch_add(kNextJob);
     }
     wake_.notify_all();
     for (std::thread& t : workers_) t.join();
@@ -71,39 +74,49 @@ void ThreadPool::start(int items, Call call, const void* context) {
     context_ = context;
     items_ = items;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1);  // seq_cst: ordered with the parked_ check below
+    // Nobody is inside: the job before was waited for. seq_cst orders this with the parked_ check.
+    const uint64_t job = state_.load(std::memory_order_relaxed) / kNextJob + 1;
+    state_.store(job * kNextJob | kOpen);
     if (parked_.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex_);  // a worker is either waiting or yet to re-check
         wake_.notify_all();
     }
     drain(0);
-    for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+    uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int spins = 0; (state & kInside) != 0; ++spins) {
         if (spins < kSpins)
             relax();
         else
             sched_yield();
+        state = state_.load(std::memory_order_acquire);
     }
 }
 
 void ThreadPool::work(int thread) {
-    unsigned seen = 0;
+    uint64_t seen = 0;  // job number
     for (;;) {
-        int spins = 0;
-        while (generation_.load(std::memory_order_acquire) == seen) {
-            if (++spins < kSpins) {
+        uint64_t state = state_.load(std::memory_order_acquire);
+        for (int spins = 0; state / kNextJob == seen; ++spins) {
+            if (spins < kSpins) {
                 relax();
-                continue;
+            } else {
+                std::unique_lock<std::mutex> lock(mutex_);
+                parked_.fetch_add(1);
+                wake_.wait(lock, [&] { return state_.load() / kNextJob != seen; });
+                parked_.fetch_sub(1);
+                spins = 0;
             }
-            std::unique_lock<std::mutex> lock(mutex_);
-            parked_.fetch_add(1);
-            wake_.wait(lock, [&] { return generation_.load() != seen; });
-            parked_.fetch_sub(1);
+            state = state_.load(std::memory_order_acquire);
         }
-        seen = generation_.load(std::memory_order_acquire);
         if (stop_) return;
-        drain(thread);
-        busy_.fetch_sub(1, std::memory_order_release);
+        seen = state / kNextJob;
+        // A failed exchange reloads `state`: another worker came or went, or the job closed.
+        while ((state & kOpen) && state / kNextJob == seen)
+            if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) {
+                drain(thread);
+                state_.fetch_sub(1, std::memory_order_release);
+                break;
+            }
     }
 }
 

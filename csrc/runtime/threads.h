@@ -1,12 +1,14 @@
 // A small pool: the caller is thread 0, the others spin for a moment after each job and then park.
 //
-// Work is handed out item by item from one atomic counter, so a core slowed by something else does
-// not hold up the rest. Which thread ran an item never shows in a result: every item writes its own
-// output and no kernel adds across items.
+// A robot's cores are shared, so nobody waits for a thread that is not running: items are handed
+// out one by one, a worker that the system has not scheduled yet simply misses the job, and the
+// caller waits only for workers that took part. Which thread ran an item never shows in a result:
+// every item writes its own output and no kernel adds across items.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -47,13 +49,14 @@ private:
     void work(int thread);
 
     std::vector<std::thread> workers_;
-    // The job; written by the caller before `generation_` is raised, read by workers after.
+    // The job; written by the caller before it opens `state_`, read by workers that entered it.
     Call call_ = nullptr;
     const void* context_ = nullptr;
     int items_ = 0;
     alignas(64) std::atomic<int> next_{0};
-    alignas(64) std::atomic<int> busy_{0};
-    alignas(64) std::atomic<unsigned> generation_{0};
+    // One word: job number << 17 | open << 16 | workers inside. A worker enters by a
+    // compare-exchange on all three, so it cannot enter a job that has closed or been replaced.
+    alignas(64) std::atomic<uint64_t> state_{0};
     std::atomic<int> parked_{0};
     std::atomic<bool> stop_{false};
     std::mutex mutex_;

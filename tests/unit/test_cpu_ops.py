@@ -12,11 +12,7 @@ import pytest
 from smolvla_edge import _core
 
 EPS = 2.0**-24
-ISAS = [
-    row["isa"]
-    for row in _core.kernel_table()
-    if row["op"] == "gemm_f32" and row["supported"]
-]
+ISAS = [row["isa"] for row in _core.kernel_table() if row["op"] == "gemm_f32" and row["supported"]]
 ISAS = list(dict.fromkeys(ISAS))
 ROWS = [1, 2, 7, 13, 14, 15, 49, 50, 51, 64, 75, 113, 241]
 SHAPES = [(960, 320), (720, 72), (31, 33), (513, 1), (64, 100)]  # (in, out)

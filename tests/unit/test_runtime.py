@@ -1,4 +1,4 @@
-"""What a robot rests on: no torch, no network, the same bytes every time, memory that stays flat."""
+"""What a robot rests on: no torch, no network, the same bytes every time, memory that is flat."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ def folder(tmp_path_factory) -> Path:
 
 def observation(policy) -> tuple[dict[str, np.ndarray], np.ndarray]:
     rng = np.random.default_rng(11)
-    images = {
-        name: rng.integers(0, 256, (48, 64, 3), np.uint8)
-        for name in policy.contract.cameras
-    }
+    images = {name: rng.integers(0, 256, (48, 64, 3), np.uint8) for name in policy.contract.cameras}
     return images, rng.standard_normal(policy.contract.state_dim).astype(np.float32)
 
 
