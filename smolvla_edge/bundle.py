@@ -23,7 +23,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,8 @@ from smolvla_edge.safetensors_file import (
     TensorLayout,
     iter_tensor_bytes,
 )
-from smolvla_edge.strict_json import read_json_object
+from smolvla_edge.strict_json import read_json_object, read_small_file
+from smolvla_edge.tokenizer import TaskTokenizer
 from smolvla_edge.version import __version__
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def write_bundle(
 
     Memory stays at a few megabytes whatever the model's size. `force` replaces an existing bundle
     (and nothing else); `command` is kept in the provenance. Raises BundleError, TokenizerError for
-    a checkpoint without tokenizer, CheckpointError when the source changes while it is read.
+    a checkpoint whose tokenizer is missing or malformed, CheckpointError when the source changes
+    while it is read.
     """
     target = Path(dest)
     _check_target(target, force)
@@ -181,6 +183,8 @@ def write_bundle(
             f"{checkpoint.path}: no tokenizer.json was found, and a bundle must run offline. Pass "
             "--tokenizer FILE"
         )
+    if checkpoint.tokenizer_file is not None:  # found out now, not on the robot
+        TaskTokenizer(checkpoint.tokenizer_file, checkpoint.contract.tokenizer)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _check_space(checkpoint, target.parent)
@@ -202,7 +206,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, counter: _Counter, command: str 
     source = _source_digests(checkpoint, counter)
     files, tensors = {}, {}
     if checkpoint.tokenizer_file is not None:
-        data = checkpoint.tokenizer_file.read_bytes()
+        data = read_small_file(checkpoint.tokenizer_file, TokenizerError)
         _write(folder / TOKENIZER_FILE, data)
         files[TOKENIZER_FILE] = FileRecord(len(data), hashlib.sha256(data).hexdigest())
     layouts = [
@@ -391,8 +395,3 @@ def _compare_sha256(path: Path, digest: str, record: FileRecord) -> None:
             f"{path}: expected SHA-256 {record.sha256}, got {digest}: damaged or replaced. Copy "
             "the bundle again"
         )
-
-
-def with_contract(bundle: Bundle, contract: Contract) -> Bundle:
-    """The same bundle under another contract (names, statistics); the digest stays the file's."""
-    return replace(bundle, contract=contract)

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, CheckpointError, ContractError
-from smolvla_edge.names import expected_tensors
+from smolvla_edge.names import WEIGHT_DTYPES, expected_tensors
 
 FORMAT = "smolvla-edge bundle"
 VERSION = 1
@@ -43,12 +43,7 @@ _KEYS = frozenset(
     {"format", "version", "digest", "model", "contract", "precision", "tensors", "files"}
     | {"provenance"}
 )
-_DTYPES = ("F32", "BF16", "F16")
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "crc32": re.compile(r"[0-9a-f]{8}")}
-_MAX_LAYERS = 1024
-_MAX_INT = 1 << 24
-_MAX_SIDE = 1 << 14
-_MAY_BE_NEGATIVE = frozenset({"self_attn_every_n", "fake_token_id", "global_token_id"})
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
             "to change statistics or names use --stats and --rename"
         )
     try:
-        model = _model(data["model"])
+        model = ModelConfig.from_dict(_object(data["model"], "model"))
         contract = Contract.from_json(data["contract"])
     except (CheckpointError, ContractError) as cause:
         raise BundleError(f"{where}: {cause}") from cause
@@ -162,33 +157,6 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
     if data["precision"] != description.precision():
         refuse(f"precision {data['precision']!r:.200} is not what its tensors are")
     return description
-
-
-def _model(raw: object) -> ModelConfig:
-    """ModelConfig, after the numbers have been bounded: it loops over them and divides by them."""
-    fields = _object(raw, "model")
-    for name, value in fields.items():
-        if type(value) is int and name not in _MAY_BE_NEGATIVE:
-            limit = _MAX_LAYERS if name.endswith("_layers") else _MAX_INT
-            if not 1 <= value <= limit:
-                raise BundleError(f"model: {name}: expected 1 to {limit}, got {value}")
-        elif type(value) is int and abs(value) > _MAX_INT:
-            raise BundleError(f"model: {name}: {value} is out of range")
-        elif type(value) is float and not 0 < value < 1e9:
-            raise BundleError(f"model: {name}: expected a positive number, got {value}")
-    for name, of in (
-        ("vision_heads", "vision_width"),
-        ("kv_heads", "heads"),
-    ):
-        part, whole = fields.get(name), fields.get(of)
-        if type(part) is int and type(whole) is int and whole % part:
-            raise BundleError(f"model: {of} {whole} is not a multiple of {name} {part}")
-    if type(fields.get("head_dim")) is int and fields["head_dim"] % 2:
-        raise BundleError(f"model: head_dim must be even, got {fields['head_dim']}")
-    resize = fields.get("resize")
-    if isinstance(resize, list) and any(type(n) is int and n > _MAX_SIDE for n in resize):
-        raise BundleError(f"model: resize: expected sides of at most {_MAX_SIDE}, got {resize}")
-    return ModelConfig.from_dict(fields)
 
 
 def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None:
@@ -222,9 +190,10 @@ def _tensors(raw: object, model: ModelConfig, where: str) -> dict[str, TensorRec
     records = {}
     for name, field in fields.items():
         item = _object(field, f"{where}: tensors: {name}", {"dtype", "shape", "crc32"})
-        if item["dtype"] not in _DTYPES:
+        if item["dtype"] not in WEIGHT_DTYPES:
             raise BundleError(
-                f"{where}: {name}: expected dtype of {_DTYPES}, got {item['dtype']!r:.40}"
+                f"{where}: {name}: expected dtype of {', '.join(WEIGHT_DTYPES)}, got "
+                f"{item['dtype']!r:.40}"
             )
         expected = list(specs[name].shape)
         if item["shape"] != expected or not all(type(size) is int for size in item["shape"]):

@@ -28,6 +28,7 @@ from smolvla_edge.config import (
 from smolvla_edge.contract import Contract, build_contract
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.names import (
+    WEIGHT_DTYPES,
     canonical_name,
     expected_tensors,
     is_statistics_name,
@@ -39,7 +40,6 @@ from smolvla_edge.safetensors_file import TensorEntry
 from smolvla_edge.tokenizer_search import find_tokenizer
 from smolvla_edge.weight_files import open_weights
 
-WEIGHT_DTYPES = ("F32", "BF16", "F16")
 _CONFIG_FILE = "config.json"
 _LISTED_NAMES = 20
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smolvla_edge.config_fields import MAX_LAYERS, MAX_SIZE
+from smolvla_edge.config_fields import MAX_FLOAT, MAX_LAYERS, MAX_SIDE, MAX_SIZE
 from smolvla_edge.errors import CheckpointError, InputError
 from smolvla_edge.policy_config import (
     Feature,
@@ -45,7 +45,6 @@ _AT_MOST = (
     ("expert_layers", "text_layers"),
 )
 
-_MAX_FLOAT = 1e30
 ROPE_THETA = 10000.0  # LeRobot's own rope; the VLM's configured rope_theta is never used
 
 
@@ -222,8 +221,14 @@ def _is_self(model: ModelConfig, index: int) -> bool:
 def _check_sizes(model: ModelConfig) -> None:
     for field in fields(model):
         value = getattr(model, field.name)
-        if field.type in ("int", "float") and field.name not in _MAY_BE_NEGATIVE and value <= 0:
-            raise CheckpointError(f"{field.name}: expected a positive number, got {value}")
+        if field.type not in ("int", "float"):
+            continue
+        limit = MAX_SIZE if field.type == "int" else MAX_FLOAT
+        size = abs(value) + 1 if field.name in _MAY_BE_NEGATIVE else value
+        if not 0 < size <= limit:  # true for NaN
+            raise CheckpointError(
+                f"{field.name}: expected a positive number up to {limit:.0f}, got {value}"
+            )
     for small, large in _AT_MOST:
         if getattr(model, small) > getattr(model, large):
             raise CheckpointError(
@@ -282,6 +287,10 @@ def _check_layers(model: ModelConfig) -> None:
 def _check_images(model: ModelConfig) -> None:
     if model.resize is None:
         return
+    if not 1 <= min(model.resize) <= max(model.resize) <= MAX_SIDE:
+        raise CheckpointError(
+            f"resize: expected sides from 1 to {MAX_SIDE} pixels, got {list(model.resize)}"
+        )
     try:
         model.tokens_per_image(*model.resize)
     except InputError as cause:
@@ -291,7 +300,7 @@ def _check_images(model: ModelConfig) -> None:
 def _typed(value: Any, field: Any) -> Any:
     kind = field.type
     if kind == "float":
-        if type(value) in (int, float) and abs(value) < _MAX_FLOAT:  # false for NaN
+        if type(value) in (int, float) and abs(value) <= MAX_FLOAT:  # false for NaN
             return float(value)
     elif kind == "tuple[int, int] | None":
         if value is None:
@@ -299,9 +308,9 @@ def _typed(value: Any, field: Any) -> Any:
         if (
             isinstance(value, list | tuple)
             and len(value) == 2
-            and all(type(item) is int and item > 0 for item in value)
+            and all(type(item) is int for item in value)
         ):
             return value[0], value[1]
-    elif type(value).__name__ == kind and (kind != "int" or abs(value) <= MAX_SIZE):
+    elif type(value).__name__ == kind:
         return value
     raise CheckpointError(f"model configuration: {field.name}: expected {kind}, got {value!r:.80}")

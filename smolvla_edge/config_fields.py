@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from smolvla_edge.errors import CheckpointError
 
-# Far above any real size and far below what makes a product of a few of them expensive.
+# Far above any real size and far below what makes a product of a few of them expensive. Checkpoint
+# and bundle are held to the same ones, so that what converts also loads.
 MAX_SIZE = 1 << 24
+MAX_FLOAT = 1e9
 MAX_LAYERS = 1024
+MAX_DIM = 1 << 16  # of states and actions
+MAX_COUNT = 1 << 16  # of steps, actions in a chunk, tokens
+MAX_SIDE = 1 << 14  # of an image, in pixels
+MAX_CAMERAS = 64
 
 
 class ConfigFields:
@@ -42,8 +47,8 @@ class ConfigFields:
 
     def positive_float(self, key: str, default: float) -> float:
         value = self.raw.get(key, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
-            self.refuse(key, "a positive finite number")
+        if type(value) not in (int, float) or not 0 < value <= MAX_FLOAT:  # false for NaN
+            self.refuse(key, f"a positive number up to {MAX_FLOAT:g}")
         return float(value)
 
     def text(self, key: str, default: str, choices: tuple[str, ...] = ()) -> str:

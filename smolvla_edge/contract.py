@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smolvla_edge.errors import ContractError, InputError
+from smolvla_edge.policy_config import ACTION, EMPTY_CAMERA, STATE
 from smolvla_edge.processors import Processors, read_processors
-from smolvla_edge.rtc import RtcSettings
+from smolvla_edge.rtc import Guidance, RtcSettings
 from smolvla_edge.statistics import FeatureStatistics
 from smolvla_edge.statistics_sources import Wanted, find_statistics
 
 if TYPE_CHECKING:
     from smolvla_edge.config import ModelConfig, PolicyConfig
     from smolvla_edge.safetensors_file import TensorEntry
-
-STATE = "observation.state"
-ACTION = "action"
-EMPTY_CAMERA = "observation.images.empty_camera_"
 
 _Frame = TypeVar("_Frame")
 
@@ -108,7 +105,24 @@ class Contract:
             stats=stats,
             allow_unnormalized=False,
         )
-        return replace(self, state=found[STATE], action=found[ACTION])
+        # The formula, and eps in it, is the checkpoint's; only the numbers are the file's.
+        return replace(
+            self,
+            state=replace(found[STATE], eps=self.state.eps),
+            action=replace(found[ACTION], eps=self.action.eps),
+        )
+
+    def guidance(
+        self, prev_chunk_left_over: Any, inference_delay: Any, execution_horizon: Any
+    ) -> Guidance | None:
+        """One call's real-time chunking arguments, checked. See `RtcSettings.guidance`."""
+        return self.rtc.guidance(
+            prev_chunk_left_over,
+            inference_delay,
+            execution_horizon,
+            chunk_size=self.chunk_size,
+            max_action_dim=self.max_action_dim,
+        )
 
     def select_frames(
         self,
@@ -238,7 +252,6 @@ def build_contract(
         stats=stats,
         allow_unnormalized=allow_unnormalized,
     )
-    rtc = policy.rtc
     return Contract(
         cameras=policy.cameras,
         empty_cameras=policy.empty_cameras,
@@ -252,11 +265,7 @@ def build_contract(
         chunk_size=policy.chunk_size,
         n_action_steps=policy.n_action_steps,
         num_steps=policy.num_steps,
-        rtc=RtcSettings()
-        if rtc is None
-        else RtcSettings(
-            rtc.enabled, rtc.schedule, float(rtc.max_guidance_weight), rtc.execution_horizon
-        ),
+        rtc=policy.rtc,
         rename=_checked_names(rename),
     )
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolvla_edge.config_fields import MAX_CAMERAS, MAX_COUNT, MAX_DIM
 from smolvla_edge.contract import ACTION, STATE, Contract, TokenizerRules
 from smolvla_edge.errors import ContractError
 from smolvla_edge.rtc import RtcSettings
 from smolvla_edge.statistics import statistics_from_json
 
-_MAX_DIM = 1 << 16
-_MAX_COUNT = 1 << 16
-_MAX_CAMERAS = 64
-
 _COUNTS = {
-    "empty_cameras": (0, _MAX_CAMERAS),
-    "state_dim": (1, _MAX_DIM),
-    "action_dim": (1, _MAX_DIM),
-    "max_state_dim": (1, _MAX_DIM),
-    "max_action_dim": (1, _MAX_DIM),
-    "chunk_size": (1, _MAX_COUNT),
-    "n_action_steps": (1, _MAX_COUNT),
-    "num_steps": (1, _MAX_COUNT),
+    "empty_cameras": (0, MAX_CAMERAS),
+    "state_dim": (1, MAX_DIM),
+    "action_dim": (1, MAX_DIM),
+    "max_state_dim": (1, MAX_DIM),
+    "max_action_dim": (1, MAX_DIM),
+    "chunk_size": (1, MAX_COUNT),
+    "n_action_steps": (1, MAX_COUNT),
+    "num_steps": (1, MAX_COUNT),
 }
 _RTC_TYPES = {
     "enabled": bool,
@@ -60,10 +57,10 @@ def contract_from_json(data: object) -> Contract:
     cameras = fields["cameras"]
     _require(
         isinstance(cameras, list)
-        and 1 <= len(cameras) <= _MAX_CAMERAS
+        and 1 <= len(cameras) <= MAX_CAMERAS
         and all(isinstance(name, str) and name for name in cameras),
         "cameras",
-        f"a list of 1 to {_MAX_CAMERAS} names",
+        f"a list of 1 to {MAX_CAMERAS} names",
         cameras,
     )
     rename = fields["rename"]
@@ -87,8 +84,8 @@ def contract_from_json(data: object) -> Contract:
 def _tokenizer(data: object) -> TokenizerRules:
     fields = _object(data, "tokenizer", frozenset({"max_length", "newline"}))
     length, newline = fields["max_length"], fields["newline"]
-    in_range = type(length) is int and 1 <= length <= _MAX_COUNT
-    _require(in_range, "tokenizer.max_length", f"an integer from 1 to {_MAX_COUNT}", length)
+    in_range = type(length) is int and 1 <= length <= MAX_COUNT
+    _require(in_range, "tokenizer.max_length", f"an integer from 1 to {MAX_COUNT}", length)
     _require(isinstance(newline, bool), "tokenizer.newline", "true or false", newline)
     return TokenizerRules(length, newline)
 

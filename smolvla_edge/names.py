@@ -95,6 +95,9 @@ _ALWAYS_DEAD = ("text.norm.weight", "text.head.weight")
 _STATISTICS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 
 
+WEIGHT_DTYPES = ("F32", "BF16", "F16")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Shape a tensor must have; a dead one never influences an action and may be absent."""

@@ -18,17 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from smolvla_edge.backends import Backend, PredictResult, choose, open_backend
+from smolvla_edge.backends import Backend, check_finite, choose, open_backend
 from smolvla_edge.chunk import ActionChunk, ActionQueue
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import STATE, Contract
-from smolvla_edge.errors import ContractError, InputError, NonFiniteError
+from smolvla_edge.errors import ContractError, InputError
 from smolvla_edge.lerobot_batch import Kind, as_numpy, split_batch
 from smolvla_edge.noise import SeedSequence, check_seed, normal
 from smolvla_edge.plan import Plan
 from smolvla_edge.preprocess import check_frame, check_noise, check_state
 from smolvla_edge.presets import resolve_plan
-from smolvla_edge.rtc import Guidance
 from smolvla_edge.source import Source, open_source
 from smolvla_edge.tokenizer import EncodedTask, TaskTokenizer
 
@@ -79,7 +78,11 @@ def load(
 
 
 class Policy:
-    """A loaded policy. Methods may be called from several threads; one computes at a time."""
+    """A loaded policy. Methods may be called from several threads.
+
+    The native engine computes one call at a time; `step` and `select_action` hold their queue while
+    they compute, so that one chunk serves all.
+    """
 
     def __init__(
         self,
@@ -173,10 +176,10 @@ class Policy:
         frames = [f if f is None else check_frame(name, f, resize) for name, f in chosen]
         state = check_state(state, self.contract.state_dim)
         encoded = self._encode(task)
-        rtc = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        rtc = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
         noise, used_seed = self._noise(noise, seed)
         result = self._engine.predict(frames, encoded.ids, state, noise, self._plan, rtc)
-        _check_finite(result)
+        check_finite(result.normalized, result.actions)
         python_ms = (time.perf_counter() - started) * 1e3 - result.timings["total"]
         timings = dict(result.timings)
         timings["preprocess"] += python_ms  # checks and tokenising
@@ -248,7 +251,7 @@ class Policy:
             left_over = [*_rows(prev_chunk_left_over, "prev_chunk_left_over", len(samples))]
         chunks = []
         for row, sample in enumerate(samples):
-            rtc = self._guidance(left_over[row], inference_delay, execution_horizon)
+            rtc = self.contract.guidance(left_over[row], inference_delay, execution_horizon)
             start, _ = self._noise(None if given is None else given[row], None)
             result = self._engine.predict(
                 sample.frames,
@@ -259,7 +262,7 @@ class Policy:
                 rtc,
                 state_is_normalized=True,
             )
-            _check_finite(result)
+            check_finite(result.normalized, result.actions)
             chunks.append(result.normalized)
         return Kind.of(batch[STATE]).give_back(np.stack(chunks))
 
@@ -267,17 +270,6 @@ class Policy:
         if self._tokenizer is None:
             raise self._source.no_tokenizer
         return self._tokenizer.encode(task)
-
-    def _guidance(
-        self, prev: np.ndarray | None, delay: int, execution_horizon: int | None
-    ) -> Guidance | None:
-        return self.contract.rtc.guidance(
-            prev,
-            delay,
-            execution_horizon,
-            chunk_size=self.model.chunk_size,
-            max_action_dim=self.model.max_action_dim,
-        )
 
     def _noise(self, noise: Any, seed: int | None) -> tuple[np.ndarray, int | None]:
         """The noise of one call and the seed it came from (None when the caller brought noise)."""
@@ -302,11 +294,3 @@ def _rows(value: Any, name: str, size: int) -> list[np.ndarray]:
     if array.ndim != 3 or array.shape[0] != size:
         raise InputError(f"{name}: expected [{size}, rows, width], got {list(array.shape)}")
     return list(array)
-
-
-def _check_finite(result: PredictResult) -> None:
-    if not (np.isfinite(result.normalized).all() and np.isfinite(result.actions).all()):
-        raise NonFiniteError(
-            "expected finite actions, the model gave NaN or infinity; no action is returned. "
-            "Check the checkpoint's weights and statistics with 'smolvla-edge verify'"
-        )

@@ -11,15 +11,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolvla_edge.config_fields import MAX_LAYERS, ConfigFields
+from smolvla_edge.config_fields import (
+    MAX_CAMERAS,
+    MAX_COUNT,
+    MAX_DIM,
+    MAX_LAYERS,
+    MAX_SIDE,
+    MAX_SIZE,
+    ConfigFields,
+)
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.rtc import SCHEDULES, RtcSettings
+from smolvla_edge.statistics import Mode
 from smolvla_edge.strict_json import read_json_object
 
-STATE_FEATURE = "observation.state"
-ACTION_FEATURE = "action"
+STATE = "observation.state"
+ACTION = "action"
+EMPTY_CAMERA = "observation.images.empty_camera_"
 FEATURE_KINDS = ("STATE", "VISUAL", "ENV", "ACTION", "REWARD", "LANGUAGE")
-NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
+NORMALIZATION_MODES = tuple(mode.value for mode in Mode)
 DEFAULT_NORMALIZATION = {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
 DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 EMPTY_CAMERA_SHAPE = (3, 480, 640)  # what LeRobot declares for a blank camera
@@ -74,13 +84,11 @@ class PolicyConfig:
 
     @property
     def state_dim(self) -> int:
-        return _vector_size(self.input_features, STATE_FEATURE, self.max_state_dim, "max_state_dim")
+        return _vector_size(self.input_features, STATE, self.max_state_dim, "max_state_dim")
 
     @property
     def action_dim(self) -> int:
-        return _vector_size(
-            self.output_features, ACTION_FEATURE, self.max_action_dim, "max_action_dim"
-        )
+        return _vector_size(self.output_features, ACTION, self.max_action_dim, "max_action_dim")
 
 
 def read_policy_config(path: Path) -> PolicyConfig:
@@ -92,27 +100,27 @@ def parse_policy_config(raw: Mapping[str, Any], where: str = "config.json") -> P
     """PolicyConfig from the parsed JSON. Raises CheckpointError naming `where` and the field."""
     fields = ConfigFields(raw, where)
     _refuse_unsupported(fields)
-    empty_cameras = fields.integer("empty_cameras", 0, 0, 64)
-    chunk_size = fields.integer("chunk_size", 50, 1, 1 << 16)
+    empty_cameras = fields.integer("empty_cameras", 0, 0, MAX_CAMERAS)
+    chunk_size = fields.integer("chunk_size", 50, 1, MAX_COUNT)
     policy = PolicyConfig(
         input_features=_with_empty_cameras(_features(fields, "input_features"), empty_cameras),
         output_features=_features(fields, "output_features"),
         normalization_mapping=_normalization(fields),
         chunk_size=chunk_size,
         n_action_steps=fields.integer("n_action_steps", min(50, chunk_size), 1, chunk_size),
-        num_steps=fields.integer("num_steps", 10, 1, 1 << 16),
-        max_state_dim=fields.integer("max_state_dim", 32, 1),
-        max_action_dim=fields.integer("max_action_dim", 32, 1),
+        num_steps=fields.integer("num_steps", 10, 1, MAX_COUNT),
+        max_state_dim=fields.integer("max_state_dim", 32, 1, MAX_DIM),
+        max_action_dim=fields.integer("max_action_dim", 32, 1, MAX_DIM),
         resize=_resize(fields),
         empty_cameras=empty_cameras,
         adapt_to_pi_aloha=fields.boolean("adapt_to_pi_aloha", False),
-        tokenizer_max_length=fields.integer("tokenizer_max_length", 48, 1, 1 << 16),
+        tokenizer_max_length=fields.integer("tokenizer_max_length", 48, 1, MAX_COUNT),
         pad_language_to=fields.text("pad_language_to", "longest", ("longest", "max_length")),
         vlm_model_name=fields.text("vlm_model_name", DEFAULT_VLM),
         add_image_special_tokens=fields.boolean("add_image_special_tokens", False),
         # LeRobot asks only whether the word "cross" is in it.
         attention_mode=fields.text("attention_mode", "cross_attn"),
-        prefix_length=fields.integer("prefix_length", -1, -(1 << 24)),
+        prefix_length=fields.integer("prefix_length", -1, -MAX_SIZE),
         num_expert_layers=fields.integer("num_expert_layers", -1, -MAX_LAYERS, MAX_LAYERS),
         num_vlm_layers=fields.integer("num_vlm_layers", 16, -MAX_LAYERS, MAX_LAYERS),
         self_attn_every_n_layers=fields.integer(
@@ -154,7 +162,7 @@ def _features(fields: ConfigFields, key: str) -> tuple[Feature, ...]:
         one = ConfigFields(raw, f"{fields.where}: {key}: {name}")
         shape = raw.get("shape")
         if not isinstance(shape, list) or not all(
-            type(size) is int and 0 < size < 1 << 24 for size in shape
+            type(size) is int and 0 < size <= MAX_SIZE for size in shape
         ):
             one.refuse("shape", "a list of positive integers")
         features.append(Feature(name, one.text("type", "", FEATURE_KINDS), tuple(shape)))
@@ -164,7 +172,7 @@ def _features(fields: ConfigFields, key: str) -> tuple[Feature, ...]:
 def _with_empty_cameras(features: tuple[Feature, ...], count: int) -> tuple[Feature, ...]:
     # LeRobot adds them when it builds the policy; files saved afterwards already hold them.
     present = {item.name for item in features}
-    names = [f"observation.images.empty_camera_{i}" for i in range(count)]
+    names = [f"{EMPTY_CAMERA}{i}" for i in range(count)]
     return features + tuple(
         Feature(name, "VISUAL", EMPTY_CAMERA_SHAPE) for name in names if name not in present
     )
@@ -183,7 +191,7 @@ def _resize(fields: ConfigFields) -> tuple[int, int] | None:
     if (
         not isinstance(size, list)
         or len(size) != 2
-        or not all(type(side) is int and 0 < side <= 1 << 14 for side in size)
+        or not all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
     ):
         fields.refuse("resize_imgs_with_padding", "null or [width, height]")
     return size[0], size[1]
@@ -219,8 +227,11 @@ def _vector_size(features: tuple[Feature, ...], name: str, limit: int, limit_nam
 
 def _check_features(policy: PolicyConfig, where: str) -> None:
     dims = {"state": policy.state_dim, "action": policy.action_dim}  # these raise
-    if not policy.cameras:
-        raise CheckpointError(f"{where}: expected at least one VISUAL input feature, got none")
+    if not 1 <= len(policy.cameras) <= MAX_CAMERAS:
+        raise CheckpointError(
+            f"{where}: expected at least one VISUAL input feature and at most {MAX_CAMERAS}, got "
+            f"{len(policy.cameras) or 'none'}"
+        )
     for item in policy.input_features:
         if item.kind == "VISUAL" and (len(item.shape) != 3 or item.shape[0] != 3):
             raise CheckpointError(

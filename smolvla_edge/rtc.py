@@ -86,8 +86,13 @@ class RtcSettings:
     ) -> Guidance | None:
         """Check one call's arguments; None when there is nothing to be guided by.
 
+        `prev_chunk_left_over` float32 [n, d]; without it `inference_delay` may be None, as in
+        LeRobot; an `execution_horizon` of None is the checkpoint's.
+
         Raises InputError for a wrong shape, dtype, NaN or range.
         """
+        if prev_chunk_left_over is None and inference_delay is None:
+            inference_delay = 0
         delay = _count("inference_delay", inference_delay, minimum=0)
         horizon = (
             self.execution_horizon

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolvla_edge.errors import CheckpointError, SmolVLAEdgeError
-from smolvla_edge.strict_json import parse_json_object
+from smolvla_edge.strict_json import parse_json_object, without_waiting
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 1 << 16
@@ -343,7 +343,7 @@ def _are_sizes(value: object) -> bool:
 
 def _open(path: Path, error: type[SmolVLAEdgeError]) -> BinaryIO:
     try:
-        return open(path, "rb", buffering=0)
+        return open(path, "rb", buffering=0, opener=without_waiting)
     except OSError as cause:
         raise error(f"cannot open {path}: {cause.strerror or cause}") from cause
 

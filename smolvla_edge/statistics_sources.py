@@ -105,11 +105,6 @@ def find_statistics(
     return result
 
 
-def table_from_file(path: Path) -> Table:
-    """A safetensors file, or a LeRobot stats.json, as a table. Raises ContractError."""
-    return _file_table(path)
-
-
 def _split(stats: str | os.PathLike[str] | None) -> tuple[Path | None, str]:
     """FILE, SET or FILE|SET -> (file, set). A name that looks like a file must be one."""
     if stats is None:
@@ -169,6 +164,7 @@ def _entries_table(where: str, entries: Mapping[str, TensorEntry], *, legacy: bo
 
 
 def _file_table(path: Path) -> Table:
+    """A safetensors file, or a LeRobot stats.json."""
     if path.suffix == ".json":
         flat: dict[str, Any] = {}
         _flatten("", read_json_object(path, ContractError), flat)

@@ -1,12 +1,15 @@
 """JSON from untrusted files: size-capped, UTF-8, no duplicate keys, no surprises from the parser.
 
 Python's `json` keeps the last of two equal keys, which lets a file show one value to a reviewer and
-another to the program; it also spends quadratic time on absurdly long numbers.
+another to the program; it also spends quadratic time on absurdly long numbers, and whoever prints
+or hashes a value nested as deeply as the parser allows runs out of stack.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +17,7 @@ from smolvla_edge.errors import CheckpointError, SmolVLAEdgeError
 
 MAX_JSON_BYTES = 64 << 20  # the largest honest file here, a tokenizer.json, has 3.5 MB
 MAX_INT_DIGITS = 64
+MAX_DEPTH = 32  # bundle.json, the deepest honest one, has 5
 
 
 class _Malformed(ValueError):
@@ -55,18 +59,48 @@ def parse_json_object(
         refuse(f"it cannot be parsed: {cause}")
     if not isinstance(value, dict):
         refuse(f"it holds a {type(value).__name__}")
+    if _is_deep(value):
+        refuse("it is nested too deeply")
     return value
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    return bool(level)
 
 
 def read_json_object(
     path: Path, error: type[SmolVLAEdgeError] = CheckpointError, max_bytes: int = MAX_JSON_BYTES
 ) -> dict[str, Any]:
     """The JSON object in a file of at most `max_bytes`; `error` naming the file otherwise."""
+    return parse_json_object(read_small_file(path, error, max_bytes), str(path), error)
+
+
+def read_small_file(
+    path: Path, error: type[SmolVLAEdgeError], max_bytes: int = MAX_JSON_BYTES
+) -> bytes:
+    """The bytes of a regular file of at most `max_bytes`; `error` naming it otherwise."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+        with open(path, "rb", opener=without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise error(f"{path}: expected a regular file")
+            if found.st_size > max_bytes:
+                raise error(
+                    f"{path} is larger than {max_bytes} bytes, the limit for a JSON file here"
+                )
+            return file.read(found.st_size)
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
-    if len(data) > max_bytes:
-        raise error(f"{path} is larger than {max_bytes} bytes, the limit for a JSON file here")
-    return parse_json_object(data, str(path), error)
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Opening a named pipe would otherwise wait for somebody to write to it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -18,7 +18,7 @@ from typing import Any
 from smolvla_edge.config import ModelConfig, build_model_config, parse_policy_config
 from smolvla_edge.counter_values import weight_chunks
 from smolvla_edge.errors import CheckpointError
-from smolvla_edge.names import expected_tensors, lerobot_name
+from smolvla_edge.names import WEIGHT_DTYPES, expected_tensors, lerobot_name
 from smolvla_edge.safetensors_file import SafetensorsWriter, TensorLayout
 from smolvla_edge.synthetic_files import lerobot_config, write_processors, write_tokenizer
 from smolvla_edge.vlm_config import KNOWN_VLMS, VlmConfig, vlm_config_json
@@ -141,8 +141,8 @@ def weight_layouts(model: ModelConfig, dtypes: str = "mixed") -> list[TensorLayo
 
 
 def _check_dtypes(dtypes: str) -> None:
-    if dtypes not in ("mixed", "F32", "BF16", "F16"):
-        raise CheckpointError(f"dtypes: expected mixed, F32, BF16 or F16, got {dtypes!r}")
+    if dtypes not in ("mixed", *WEIGHT_DTYPES):
+        raise CheckpointError(f"dtypes: expected mixed, {', '.join(WEIGHT_DTYPES)}, got {dtypes!r}")
 
 
 def _base_dtype(name: str, model: ModelConfig) -> str:

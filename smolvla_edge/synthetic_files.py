@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.counter_values import counter_values
 from smolvla_edge.errors import CheckpointError
-from smolvla_edge.policy_config import (
-    ACTION_FEATURE,
-    DEFAULT_NORMALIZATION,
-    DEFAULT_VLM,
-    STATE_FEATURE,
-)
+from smolvla_edge.policy_config import ACTION, DEFAULT_NORMALIZATION, DEFAULT_VLM, STATE
 from smolvla_edge.safetensors_file import SafetensorsWriter, TensorLayout
 
 # <|im_end|> is SmolVLM2's padding token; the ids are the real tokenizer's.
@@ -38,10 +33,10 @@ def lerobot_config(
         "type": "smolvla",
         "n_obs_steps": 1,
         "input_features": {
-            STATE_FEATURE: {"type": "STATE", "shape": [state_dim]},
+            STATE: {"type": "STATE", "shape": [state_dim]},
             **{name: {"type": "VISUAL", "shape": [3, 480, 640]} for name in cameras},
         },
-        "output_features": {ACTION_FEATURE: {"type": "ACTION", "shape": [action_dim]}},
+        "output_features": {ACTION: {"type": "ACTION", "shape": [action_dim]}},
         "device": "cpu",
         "use_amp": False,
         "use_peft": False,

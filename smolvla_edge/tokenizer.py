@@ -11,8 +11,8 @@ import numpy as np
 
 from smolvla_edge.contract import TokenizerRules
 from smolvla_edge.errors import InputError, PromptTooLongError, TokenizerError
+from smolvla_edge.strict_json import read_small_file
 
-_MAX_FILE_BYTES = 64 << 20
 _MAX_TASK_CHARS = 1 << 16
 _CACHED_TASKS = 64
 
@@ -40,13 +40,7 @@ class TaskTokenizer:
         self.rules = rules
         self._vocab = vocab
         self._cache: OrderedDict[str, EncodedTask] = OrderedDict()
-        try:
-            with open(self.path, "rb") as file:
-                data = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as cause:
-            raise TokenizerError(f"cannot read {self.path}: {cause.strerror or cause}") from cause
-        if len(data) > _MAX_FILE_BYTES:
-            raise TokenizerError(f"{self.path}: expected at most {_MAX_FILE_BYTES} bytes")
+        data = read_small_file(self.path, TokenizerError)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as cause:  # the library raises plain Exception
@@ -79,7 +73,7 @@ class TaskTokenizer:
                 f"task: expected at most {self.rules.max_length} tokens, got {len(task)} characters"
             )
         text = task if task.endswith("\n") or not self.rules.newline else task + "\n"
-        ids, lost = self._ids(text)
+        ids = self._ids(text)
         if not ids:
             raise TokenizerError(
                 f"{self.path}: expected token ids for {task!r:.200}, got none: its vocabulary has "
@@ -98,19 +92,15 @@ class TaskTokenizer:
             )
         result = np.asarray(ids, np.int64)
         result.setflags(write=False)
+        # Asked one by one: after a dropped character the library's offsets point elsewhere.
+        lost = [c for c in dict.fromkeys(text) if not c.isspace() and not self._ids(c, False)]
         if not lost:
             return EncodedTask(result)
-        dropped = ", ".join(map(repr, dict.fromkeys(lost)))
+        dropped = ", ".join(map(repr, lost))
         return EncodedTask(result, (f"task: no token for {dropped}, dropped by the tokenizer",))
 
-    def _ids(self, text: str) -> tuple[list[int], list[str]]:
-        """Token ids, and characters that no token covers (tokens do not claim white space)."""
+    def _ids(self, text: str, specials: bool = True) -> list[int]:
         try:
-            encoding = self._tokenizer.encode(text)
+            return list(self._tokenizer.encode(text, add_special_tokens=specials).ids)
         except Exception as cause:  # lone surrogates, a broken pre-tokenizer
             raise TokenizerError(f"{self.path}: cannot encode {text!r:.200}: {cause}") from cause
-        covered: set[int] = set()
-        for begin, end in encoding.offsets:
-            covered.update(range(begin, end))
-        lost = [c for at, c in enumerate(text) if at not in covered and not c.isspace()]
-        return list(encoding.ids), lost

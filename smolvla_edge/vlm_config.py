@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolvla_edge.config_fields import MAX_LAYERS, ConfigFields
+from smolvla_edge.config_fields import MAX_LAYERS, MAX_SIDE, ConfigFields
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.strict_json import read_json_object
 
@@ -98,7 +98,7 @@ def parse_vlm_config(raw: Mapping[str, Any], where: str = VLM_CONFIG_FILE) -> Vl
         vision_mlp=vision.integer("intermediate_size", 3072, 1),
         vision_heads=vision.integer("num_attention_heads", 16, 1),
         vision_layers=vision.integer("num_hidden_layers", 12, 1, MAX_LAYERS),
-        image_size=vision.integer("image_size", 224, 1, 1 << 14),
+        image_size=vision.integer("image_size", 224, 1, MAX_SIDE),
         patch_size=vision.integer("patch_size", 32, 1, 1 << 10),
         vision_eps=vision.positive_float("layer_norm_eps", 1e-6),
         scale_factor=top.integer("scale_factor", 2, 1, 64),

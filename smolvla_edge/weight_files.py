@@ -24,9 +24,7 @@ def open_weights(folder: Path) -> list[SafetensorsFile]:
         return [SafetensorsFile(folder / SINGLE_FILE)]
     if (folder / INDEX_FILE).is_file():
         return _open_shards(folder)
-    pickles = sorted(
-        path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
-    )
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLE_SUFFIXES)
     raise CheckpointError(
         f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found neither"
         + (

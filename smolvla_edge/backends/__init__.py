@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from smolvla_edge.errors import BackendError
+from smolvla_edge.errors import BackendError, NonFiniteError
 
 if TYPE_CHECKING:
     from smolvla_edge.config import ModelConfig
@@ -121,8 +121,17 @@ class Backend(Protocol):
 
         frames: HWC uint8 or float32 in [0,1], in the contract's order; None is a masked camera.
         tokens: int64 [n], valid ones only.  state: float32 [state_dim], robot units unless
-        `state_is_normalized`.
+        `state_is_normalized`. Policy, who calls this, checks that the result is finite.
         """
+
+
+def check_finite(*arrays: np.ndarray) -> None:
+    """Raises NonFiniteError when any of the actions is NaN or infinite."""
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NonFiniteError(
+            "expected finite actions, the model gave NaN or infinity; no action is returned. "
+            "Check the checkpoint's weights and statistics with 'smolvla-edge verify'"
+        )
 
 
 def choose(backend: str = "auto", device: str = "auto") -> tuple[str, str]:

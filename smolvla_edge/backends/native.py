@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smolvla_edge.backends import PredictResult
-from smolvla_edge.errors import BackendError, NonFiniteError
+from smolvla_edge.backends import PredictResult, check_finite
+from smolvla_edge.errors import BackendError
 from smolvla_edge.plan import Plan
 
 if TYPE_CHECKING:
@@ -95,7 +95,9 @@ class NativeBackend:
     ) -> np.ndarray:
         flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
         with self._exclusive() as engine:
-            return _finite(engine.denoise(noise, *flow))
+            actions: np.ndarray = engine.denoise(noise, *flow)
+        check_finite(actions)
+        return actions
 
     def sample_actions(
         self,
@@ -112,9 +114,11 @@ class NativeBackend:
     ) -> np.ndarray:
         flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
         with self._exclusive() as engine:
-            return _finite(
-                engine.sample_actions(pixels, camera_mask, tokens, token_mask, state, noise, *flow)
+            actions: np.ndarray = engine.sample_actions(
+                pixels, camera_mask, tokens, token_mask, state, noise, *flow
             )
+        check_finite(actions)
+        return actions
 
     def trace(
         self,
@@ -166,13 +170,7 @@ class NativeBackend:
         self, plan: Plan | None, prev: np.ndarray | None, delay: int, execution_horizon: int | None
     ) -> tuple[int, int, dict[str, Any] | None]:
         """(steps, horizon, rtc) as the engine takes them."""
-        guidance = self._contract.rtc.guidance(
-            prev,
-            delay,
-            execution_horizon,
-            chunk_size=self._model.chunk_size,
-            max_action_dim=self._model.max_action_dim,
-        )
+        guidance = self._contract.guidance(prev, delay, execution_horizon)
         return *self._knobs(plan), None if guidance is None else guidance.to_engine()
 
     @contextmanager
@@ -197,12 +195,3 @@ def load_core() -> Any:
             "with 'pip install .', which builds it"
         ) from cause
     return _core
-
-
-def _finite(actions: np.ndarray) -> np.ndarray:
-    if not np.isfinite(actions).all():
-        raise NonFiniteError(
-            "expected finite actions, the model gave NaN or infinity; nothing is returned. Check "
-            "the checkpoint's weights and statistics with 'smolvla-edge verify'"
-        )
-    return actions

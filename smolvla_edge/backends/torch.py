@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from smolvla_edge.backends import PredictResult
+from smolvla_edge.backends import PredictResult, check_finite
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import BackendError, InputError, MissingExtraError, NonFiniteError
+from smolvla_edge.errors import BackendError, InputError, MissingExtraError
 from smolvla_edge.plan import Plan
 from smolvla_edge.preprocess import normalize, unnormalize
 from smolvla_edge.rtc import Guidance
@@ -116,8 +116,10 @@ class TorchBackend:
     ) -> np.ndarray:
         if self._cache is None:
             raise InputError("expected prefill() before denoise(), got no prefix; call it first")
-        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
-        return _numpy(_finite(self._flow(self._cache, noise, plan, guidance)[0]))
+        guidance = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        actions = _numpy(self._flow(self._cache, noise, plan, guidance)[0])
+        check_finite(actions)
+        return actions
 
     def sample_actions(
         self,
@@ -132,10 +134,11 @@ class TorchBackend:
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> np.ndarray:
-        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        guidance = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
         prompt = self._prompt(camera_mask, tokens, token_mask, state)
-        actions = self._sample(self._images(pixels), prompt, noise, plan, guidance)
-        return _numpy(_finite(actions[0]))
+        actions = _numpy(self._sample(self._images(pixels), prompt, noise, plan, guidance)[0])
+        check_finite(actions)
+        return actions
 
     def trace(
         self,
@@ -151,7 +154,7 @@ class TorchBackend:
         execution_horizon: int | None = None,
     ) -> dict[str, np.ndarray]:
         recorded: dict[str, torch.Tensor] = {}
-        guidance = self._guidance(prev_chunk_left_over, inference_delay, execution_horizon)
+        guidance = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
         prompt = self._prompt(camera_mask, tokens, token_mask, state)
         images = self._images(pixels)
         self._sample(images, prompt, noise, plan, guidance, recorded.__setitem__)
@@ -184,7 +187,7 @@ class TorchBackend:
             clock.lap("vision")
             cache = self.model.prefill(images, *prompt)
             clock.lap("prefix")
-            actions = _finite(self._flow(cache, noise, plan, rtc)[0]).cpu()
+            actions = self._flow(cache, noise, plan, rtc)[0].cpu()
         actions = actions[:, : self.config.action_dim]
         # LeRobot hands on what it has after this conversion, also to real-time chunking.
         if self.config.adapt_to_pi_aloha:
@@ -221,17 +224,6 @@ class TorchBackend:
         if noise.ndim != 2 or noise.shape[0] < rows or noise.shape[1] != self.config.max_action_dim:
             raise InputError(f"noise: expected {expected}, got {list(noise.shape)}")
         return plan.steps, self._tensor(noise[:rows], torch.float32)[None]
-
-    def _guidance(
-        self, prev: np.ndarray | None, delay: int, horizon: int | None
-    ) -> Guidance | None:
-        return self.contract.rtc.guidance(
-            prev,
-            delay,
-            horizon,
-            chunk_size=self.config.chunk_size,
-            max_action_dim=self.config.max_action_dim,
-        )
 
     def _prompt(
         self,
@@ -293,15 +285,6 @@ class _Clock:
 
     def timings(self) -> dict[str, float]:
         return {**self._times, "total": (self._last - self._start) * 1e3}
-
-
-def _finite(actions: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(actions).all():
-        raise NonFiniteError(
-            "expected finite actions, the model gave NaN or infinity; no action is returned. "
-            "Check the checkpoint's weights and statistics"
-        )
-    return actions
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

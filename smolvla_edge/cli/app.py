@@ -25,7 +25,7 @@ Start here (nothing to download):
 
 \b
 With a policy of your own (a LeRobot checkpoint folder, or a Hub id):
-  smolvla-edge inspect my_policy             what it needs: cameras, state, statistics
+  smolvla-edge inspect my_policy             its cameras, state, statistics
   smolvla-edge convert my_policy my_bundle   once
   smolvla-edge run my_bundle --image observation.images.top=top.png \\
       --state 0,0,0,0,0,0 --task "pick up the cup"

@@ -84,7 +84,9 @@ Task = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="CPU threads; all that are allowed when not given."),
+    typer.Option(
+        "--threads", min=1, metavar="N", help="CPU threads; all that are allowed when not given."
+    ),
 ]
 Revision = Annotated[
     str | None,
@@ -95,17 +97,17 @@ Revision = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the starting noise.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Of the starting noise.")]
 AsJson = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout.")]
 
 
-def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
+def pairs(values: Iterable[str] | None, option: str, form: str = "YOURS=MODEL") -> dict[str, str]:
     """["a=b", ...] -> {"a": "b"}. A wrong form or a name given twice is wrong usage."""
     result: dict[str, str] = {}
     for value in values or ():
         name, equals, rest = value.partition("=")
         if not (name and equals and rest):
-            raise typer.BadParameter(f"{option}: expected NAME=VALUE, got {value!r}")
+            raise typer.BadParameter(f"{option}: expected {form}, got {value!r}")
         if name in result:
             raise typer.BadParameter(f"{option}: {name!r} is given twice")
         result[name] = rest
@@ -114,7 +116,7 @@ def pairs(values: Iterable[str] | None, option: str) -> dict[str, str]:
 
 def frames(values: Iterable[str] | None) -> dict[str, np.ndarray]:
     """["camera=file", ...] -> {camera: uint8 [H, W, 3]}."""
-    files = pairs(values, "--image")
+    files = pairs(values, "--image", "CAMERA=FILE")
     return {name: read_image(Path(file).expanduser()) for name, file in files.items()}
 
 

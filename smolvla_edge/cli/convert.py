@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -12,6 +13,7 @@ import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
+from smolvla_edge.errors import BundleError
 
 
 def convert(
@@ -44,7 +46,8 @@ def convert(
 
     \b
     Example:
-      smolvla-edge convert outputs/train/pick_cube/checkpoints/last/pretrained_model pick_cube
+      smolvla-edge convert \\
+          outputs/train/pick_cube/checkpoints/last/pretrained_model pick_cube
       smolvla-edge convert owner/pick_cube pick_cube --revision 1f0c2ab \\
           --rename observation.images.top=observation.images.camera1
 
@@ -58,6 +61,8 @@ def convert(
 
     started = time.perf_counter()
     names = args.pairs(rename, "--rename")
+    if not force and os.path.lexists(bundle):  # said before a download, not after it
+        raise BundleError(f"{bundle} exists: choose another name, or pass --force to replace it")
     with output.busy(f"reading {checkpoint}"):
         source = read_checkpoint(
             checkpoint,

@@ -83,8 +83,8 @@ def demo(
       smolvla-edge inspect CHECKPOINT
       smolvla-edge convert CHECKPOINT BUNDLE
     """
-    picture = _plot_target(plot)
     output.note(f"smolvla-edge {__version__} demo, {UNTRAINED}")
+    picture = _plot_target(plot)
     folder = _checkpoint(size.value, keep)
     from smolvla_edge.policy import load
 
@@ -240,7 +240,7 @@ def _peak_memory_mib() -> float:
 
 def _print(summary: Mapping[str, object], first: ActionChunk) -> None:
     warm = f"warm (median of {summary['warm_calls']})"
-    output.print_actions(first.actions)
+    output.print_actions(first.actions, "robot units")
     output.print_timings(
         {"first call": summary["first_call_ms"], warm: summary["warm_median_ms"]}  # type: ignore[dict-item]
     )

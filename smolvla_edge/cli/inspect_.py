@@ -20,7 +20,7 @@ def inspect(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CHECKPOINT|BUNDLE]",
+            metavar="CHECKPOINT|BUNDLE",
             help="A LeRobot checkpoint folder, a Hub id (owner/name), or a bundle.",
             show_default=False,
         ),
@@ -39,9 +39,9 @@ def inspect(
     """Show what a policy needs and is made of.
 
     The contract (cameras, state, action, statistics, task, chunk), the layers, the size by part and
-    dtype, and where everything came from. Nothing is loaded
-    or computed. With --kernels, the native dispatch table of this CPU: for each operation the
-    candidates, what they need, and the chosen one (first that fits).
+    dtype; with --json also where everything came from. Nothing is computed. With --kernels, the
+    native dispatch table of this CPU: for each operation the candidates, what they need of the CPU,
+    and the chosen one (first that fits).
 
     \b
     Example:
@@ -50,7 +50,7 @@ def inspect(
       smolvla-edge inspect --kernels
 
     \b
-    Read next: smolvla-edge run --help (names of cameras: the table's first lines), docs/limits.md
+    Read next: smolvla-edge run --help (--image takes the names of the cameras)
     """
     if path is None and not kernels:
         raise typer.BadParameter("name a checkpoint or a bundle, or ask for --kernels")
@@ -161,7 +161,7 @@ def _sizes(entries: Iterable[TensorEntry]) -> dict[str, Any]:
         "tensors": len(entries),
         "parameters": sum(prod(entry.shape) for entry in entries),
         "bytes": sum(entry.nbytes for entry in entries),
-        "dtypes": dict(Counter(entry.dtype for entry in entries)),
+        "dtypes": dict(Counter(entry.dtype for entry in entries).most_common()),
     }
 
 
@@ -217,7 +217,9 @@ def _print_parts(result: Mapping[str, Any]) -> None:
 
 
 def _print_kernels(kernels: Mapping[str, Any]) -> None:
-    output.print_facts("cpu", kernels["cpu"].items())
+    words = {True: "yes", False: "no"}
+    cpu = kernels["cpu"].items()
+    output.print_facts("cpu", ((k, words[v] if isinstance(v, bool) else v) for k, v in cpu))
     output.print_table(
         "kernels (for each operation the first supported row is chosen)",
         [(name, "left") for name in ("", "operation", "kernel", "needs", "here")],
@@ -232,3 +234,4 @@ def _print_kernels(kernels: Mapping[str, Any]) -> None:
             for row in kernels["table"]
         ),
     )
+    output.say("Rows of one name are one source, compiled for what 'needs' asks of the CPU.")

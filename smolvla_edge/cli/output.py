@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ BUG = 70
 STAGES = ("preprocess", "vision", "prefix", "flow", "total")
 _SHOWN_STEPS = 6
 _PIPE_WIDTH = 120  # columns when nobody's terminal decides
+_BAR_WIDTH = 44  # what a progress bar needs beside its words
 _FLOAT_DIGITS = 9  # enough to give every float32 back exactly
 
 # done, in all, and for some the name of what is being done
@@ -95,7 +97,7 @@ def print_table(
     title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
 ) -> None:
     """`columns` are (heading, "left" or "right")."""
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading, justify in columns:
         right = justify == "right"
         table.add_column(
@@ -107,40 +109,61 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
-    console = _console()
-    console.print(table)
-    console.print()
+    _print_block(title, table)
 
 
 def print_facts(title: str, facts: Iterable[tuple[str, object]]) -> None:
     """A table of two columns without headings."""
-    table = Table(
-        title=Text(title, style="bold"),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        show_header=False,
-    )
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in facts:
         table.add_row(Text(name), Text(str(value)))
+    _print_block(title, table)
+
+
+def _print_block(title: str, table: Table) -> None:
+    """A title, a table and an empty line, off a terminal without blanks that fill lines."""
+    say(title, style="bold")  # not the table's own, which a narrow table would wrap
     console = _console()
-    console.print(table)
-    console.print()
+    if console.is_terminal:
+        console.print(table)
+        console.print()
+        return
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    console.file.write("\n".join(lines) + "\n\n")
 
 
-def print_actions(actions: np.ndarray) -> None:
+def print_actions(actions: np.ndarray, unit: str) -> None:
     """The first steps of a chunk, float [horizon, dimensions]: a row a dimension fits any robot."""
-    shown = min(len(actions), _SHOWN_STEPS)
+    names = [f"action {dim}" for dim in range(actions.shape[1])]
+    rows = [_numbers(row) for row in actions[:_SHOWN_STEPS].T]
+    # As many steps as fit whole: a cropped number would be another number.
+    left = _console().width - max(map(len, ("dimension", *names)))
+    shown = 0
+    for step, cells in enumerate(zip(*rows, strict=True)):
+        left -= 2 + max(map(len, (f"step {step}", *cells)))
+        if left < 0 and shown:
+            break
+        shown += 1
     print_table(
-        f"actions in robot units, steps 0 to {shown - 1} of {len(actions)}",
+        f"actions in {unit}, steps 0 to {shown - 1} of {len(actions)}",
         [("dimension", "left"), *((f"step {i}", "right") for i in range(shown))],
-        (
-            (f"action {dim}", *(f"{value:.4f}" for value in actions[:shown, dim]))
-            for dim in range(actions.shape[1])
-        ),
+        ((name, *row[:shown]) for name, row in zip(names, rows, strict=True)),
     )
+
+
+def _numbers(values: np.ndarray) -> list[str]:
+    """One dimension's values with digits that suit the largest, so that it never reads as zero."""
+    largest = float(np.abs(values).max(initial=0.0))
+    power = math.floor(math.log10(largest)) if largest > 0 and math.isfinite(largest) else 0
+    if -4 <= power < 6:
+        form = f".{4 if -1 <= power < 3 else 6 if power < 0 else 2}f"
+    else:
+        form = ".3e"
+    return [f"{value:{form}}" for value in values]
 
 
 def print_timings(columns: Mapping[str, Mapping[str, float]]) -> None:
@@ -162,6 +185,7 @@ def progress(what: str, unit_bytes: bool = True) -> Iterator[Report]:
         note(f"{what} ...")
         yield lambda done, total, *_: None
         return
+    what = _shortened(what, console)
     amount = DownloadColumn() if unit_bytes else TaskProgressColumn()
     with Progress(
         TextColumn("{task.description}"),
@@ -189,9 +213,15 @@ def busy(what: str) -> Iterator[None]:
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as spinner:
-        spinner.add_task(what, total=None)
+        spinner.add_task(_shortened(what, console), total=None)
         yield
 
 
+def _shortened(what: str, console: Console) -> str:
+    """Words that leave room for a bar; of a long path the end is kept."""
+    room = max(console.width - _BAR_WIDTH, 20)
+    return what if len(what) <= room else f"{what[:12]}…{what[len(what) - room + 13 :]}"
+
+
 def megabytes(nbytes: float) -> str:
-    return f"{nbytes / 1e6:.1f} MB"
+    return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"

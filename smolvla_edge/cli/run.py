@@ -22,10 +22,16 @@ def run(
     task: args.Task = None,
     seed: args.Seed = 0,
     plan: Annotated[
-        str, typer.Option("--plan", help='"exact", or a preset that stands beside the bundle.')
+        str,
+        typer.Option(
+            "--plan", metavar="NAME", help='"exact", or a preset that stands beside the bundle.'
+        ),
     ] = "exact",
     backend: Annotated[
-        str, typer.Option("--backend", help="auto, native (C++) or torch (extra torch).")
+        str,
+        typer.Option(
+            "--backend", metavar="NAME", help="auto, native (C++) or torch (extra torch)."
+        ),
     ] = "auto",
     threads: args.Threads = None,
     rename: args.Rename = None,
@@ -54,13 +60,15 @@ def run(
     \b
     Example:
       smolvla-edge run my_policy \\
-          --image observation.images.top=top.png --image observation.images.wrist=wrist.png \\
+          --image observation.images.top=top.png \\
+          --image observation.images.wrist=wrist.png \\
           --state 0.1,-0.4,0.9,0,0,0.2 --task "pick up the red cube"
-      smolvla-edge run my_bundle --image ... --state @state.json --task "..." --json > chunk.json
+      smolvla-edge run my_bundle --image ... --state @state.json --task "..." \\
+          --json > chunk.json
 
     \b
     What names does my policy want?   smolvla-edge inspect my_policy
-    In a program:                     policy = smolvla_edge.load("my_bundle"); policy.predict(...)
+    In a program:  smolvla_edge.load("my_bundle").predict(images, state, task)
     """
     names = args.pairs(rename, "--rename")
     if not image or state is None or task is None:
@@ -101,13 +109,18 @@ def run(
         from smolvla_edge.plot import plot_chunk
 
         executed = policy.contract.n_action_steps
-        plot_chunk(chunk.actions, plot, title=f"{Path(path).name}: {task}", executed=executed)
+        title = f"{Path(path).name}: {task}"
+        plot_chunk(chunk.actions, plot, title=title, executed=executed, unit=_unit(chunk))
     if as_json:
         output.emit_json(chunk_json(chunk))
     else:
         _print(policy, chunk, task)
     for flag in chunk.flags:
         output.warn(f"flag: {flag}")
+    for feature in policy.contract.unnormalized:
+        output.warn(f"{feature} is NOT normalised, as --allow-unnormalized asked")
+    for camera in _missing_cameras(policy, chunk):
+        output.warn(f"{camera} is missing, as --allow-missing-cameras asked")
     if plot is not None:
         output.note(f"plot written to {plot}")
 
@@ -124,11 +137,23 @@ def chunk_json(chunk: ActionChunk) -> dict[str, object]:
 
 
 def _print(policy: Policy, chunk: ActionChunk, task: str) -> None:
-    output.print_actions(chunk.actions)
+    output.print_actions(chunk.actions, _unit(chunk))
     output.print_timings({"this call": chunk.timings})
     output.print_facts("computed", [("task", repr(task)), *provenance_facts(chunk.provenance)])
     flags = f"{len(chunk.flags)} (see the lines after this)" if chunk.flags else "none"
     output.say(f"flags: {flags}")
+
+
+def _unit(chunk: ActionChunk) -> str:
+    unnormalized = "action" in chunk.provenance["unnormalized"]
+    return "model units, NOT robot units" if unnormalized else "robot units"
+
+
+def _missing_cameras(policy: Policy, chunk: ActionChunk) -> list[str]:
+    """The policy's cameras that no frame came for, unless as many are meant to be blank."""
+    present = chunk.provenance["cameras"]
+    missing = [name for name in policy.contract.cameras if name not in present]
+    return missing if len(missing) > policy.contract.empty_cameras else []
 
 
 def provenance_facts(provenance: object) -> list[tuple[str, str]]:

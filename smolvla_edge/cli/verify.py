@@ -44,6 +44,7 @@ def verify(
         float,
         typer.Option(
             "--tolerance",
+            metavar="RATIO",
             min=0.0,
             help="Largest error allowed, as a part of the largest magnitude in the tensor.",
         ),
@@ -297,9 +298,8 @@ def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
             f"{reference.get('torch')} in float32",
             [
                 ("stage", "left"),
-                ("tensors", "right"),
-                ("max |error|", "right"),
-                ("max |ref|", "right"),
+                ("error", "right"),
+                ("largest", "right"),
                 ("ratio", "right"),
                 ("", "left"),
                 ("worst tensor", "left"),
@@ -307,7 +307,6 @@ def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
             (
                 (
                     result.stage,
-                    result.tensors,
                     f"{result.max_error:.2e}",
                     f"{result.max_reference:.3g}",
                     f"{result.relative:.1e}",
@@ -319,5 +318,6 @@ def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
         )
         made = report["synthetic"]
         output.say(f"input: {'synthetic ' + ', '.join(made) if made else 'as given'}")
-    bound = f", tolerance {report['tolerance']:g}" if results else ""
+    count = sum(result.tensors for result in results)
+    bound = f": {count} tensors, tolerance {report['tolerance']:g}" if results else ""
     output.say(f"{'PASSED' if report['passed'] else 'FAILED'}{bound}", style="bold")

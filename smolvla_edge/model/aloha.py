@@ -49,8 +49,3 @@ def state_from_aloha(state: Tensor) -> Tensor:
 def actions_to_aloha(actions: Tensor) -> Tensor:
     """The model's actions [..., >= 14] -> normalised actions of the robot."""
     return _convert(actions, lambda x: _to_unit(_from_unit(x, *ANGLE_RANGE), *JOINT_RANGE))
-
-
-def actions_from_aloha(actions: Tensor) -> Tensor:
-    """The inverse of `actions_to_aloha`, for training."""
-    return _convert(actions, lambda x: _to_unit(_from_unit(x, *JOINT_RANGE), *ANGLE_RANGE))

@@ -46,9 +46,7 @@ def pull_weights(guidance: Guidance, chunk: int) -> Tensor:
 def pull_strength(time: float, limit: float) -> Tensor:
     """Factor of the whole pull at `time` (1 = noise, 0 = actions) -> scalar float32 <= limit."""
     tau = torch.tensor(1.0 - time, dtype=torch.float32)
-    if tau == 0:
-        return torch.tensor(limit, dtype=torch.float32)
-    rest = (1 - tau) ** 2
+    rest = (1 - tau) ** 2  # at tau = 0 the factor is infinite, and clamped as any other
     return ((1 - tau) / tau * ((rest + tau**2) / rest)).clamp(max=limit)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import golden_support as support
 import native_runner
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from smolvla_edge import _core
 
-ISAS = ("scalar", "avx512")
+TABLE = _core.kernel_table()
+ISAS = tuple(dict.fromkeys(row["isa"] for row in TABLE))
 # Cameras of different sizes do not stack into the array that `trace` takes.
 CASES = [case for case in support.MODEL_CASES if case != "no_resize_mixed"]
 
@@ -17,9 +20,14 @@ CASES = [case for case in support.MODEL_CASES if case != "no_resize_mixed"]
 @pytest.fixture(params=ISAS)
 def isa(request):
     """An instruction set that this CPU has."""
-    if request.param != "scalar" and not _core.cpu_info()[request.param]:
+    if not any(row["supported"] for row in TABLE if row["isa"] == request.param):
         pytest.skip(f"this CPU has no {request.param}")
     return request.param
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is of x86")
+def test_the_table_has_what_the_gate_is_about():
+    assert {"scalar", "avx512"} <= set(ISAS)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,7 +16,8 @@ from bundle_helpers import DESCRIPTION, TOKENIZER, WEIGHTS, describe, load, refu
 from smolvla_edge import bundle as bundle_module
 from smolvla_edge.bundle import is_bundle, read_bundle, write_bundle
 from smolvla_edge.checkpoint import Checkpoint, read_checkpoint
-from smolvla_edge.errors import BundleError, TokenizerError
+from smolvla_edge.errors import BundleError, PlanError, TokenizerError
+from smolvla_edge.presets import read_presets
 from smolvla_edge.safetensors_file import read_tensor
 from smolvla_edge.synthetic import TINY_VLM, make_checkpoint
 
@@ -97,11 +98,48 @@ class TestWriting:
             write_bundle(checkpoint, tmp_path / "home", force=True)
         assert (tmp_path / "home" / "thesis.tex").read_text() == "precious"
 
+    def test_force_replaces_no_link(
+        self, checkpoint: Checkpoint, damaged: Path, tmp_path: Path
+    ) -> None:
+        """Moving the link aside would leave the bundle it names where it was."""
+        (tmp_path / "link").symlink_to(damaged)
+        with pytest.raises(BundleError, match="not a bundle"):
+            write_bundle(checkpoint, tmp_path / "link", force=True)
+        assert (tmp_path / "link").is_symlink()
+        load(damaged)
+
+    def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+        self, checkpoint: Checkpoint, damaged: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = (damaged / DESCRIPTION).read_bytes()
+        rename = os.rename
+
+        def refuse_new(source: Path, target: Path) -> None:
+            if source.name.endswith(".partial"):
+                raise OSError(13, "Permission denied")
+            rename(source, target)
+
+        monkeypatch.setattr(bundle_module.os, "rename", refuse_new)
+        with pytest.raises(BundleError, match="Permission denied"):
+            write_bundle(checkpoint, damaged, force=True)
+        assert (damaged / DESCRIPTION).read_bytes() == before
+        assert [path.name for path in damaged.parent.iterdir()] == [damaged.name]
+
     def test_without_tokenizer(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         bare = Checkpoint(**{**vars(checkpoint), "tokenizer_file": None})
         with pytest.raises(TokenizerError, match="--tokenizer"):
             write_bundle(bare, tmp_path / "b")
         assert write_bundle(bare, tmp_path / "b", allow_no_tokenizer=True).tokenizer_file is None
+
+    @pytest.mark.parametrize("content", ["", "{}", "\x00"])
+    def test_malformed_tokenizer(
+        self, checkpoint: Checkpoint, tmp_path: Path, content: str
+    ) -> None:
+        (tmp_path / "t.json").write_text(content)
+        broken = replace(checkpoint, tokenizer_file=tmp_path / "t.json")
+        with pytest.raises(TokenizerError, match=r"t\.json"):
+            write_bundle(broken, tmp_path / "b")
+        assert not (tmp_path / "b").exists()
 
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
     def test_failure_leaves_nothing(
@@ -171,6 +209,11 @@ class TestReading:
         (damaged / TOKENIZER).unlink()
         os.mkfifo(damaged / TOKENIZER)
         refused(damaged, "regular file")
+
+    def test_fifo_for_presets_does_not_hang(self, damaged: Path) -> None:
+        os.mkfifo(damaged / "presets.json")
+        with pytest.raises(PlanError, match="regular file"):
+            read_presets(damaged, "digest")
 
     def test_unknown_neighbours_are_ignored(self, damaged: Path) -> None:
         (damaged / "README.md").write_text("hello")

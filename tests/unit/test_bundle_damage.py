@@ -60,9 +60,13 @@ class TestDescription:
         (damaged / DESCRIPTION).write_text(text.replace("{", f'{{"{name}": 1,', 1))
         refused(damaged, name, "twice")
 
-    def test_nested_too_deeply(self, damaged: Path) -> None:
-        (damaged / DESCRIPTION).write_text('{"a":' * 100_000)
-        refused(damaged, DESCRIPTION)
+    @pytest.mark.parametrize("depth", [33, *range(900, 1000), 100_000])
+    def test_nested_too_deeply(self, damaged: Path, depth: int) -> None:
+        """Also where the parser still follows, but not who hashes the document."""
+        text = (damaged / DESCRIPTION).read_text()
+        nested = '"provenance": {"x": ' + "[" * depth + "]" * depth + ","
+        (damaged / DESCRIPTION).write_text(text.replace('"provenance": {', nested, 1))
+        refused(damaged, DESCRIPTION, "nested too deeply")
 
     def test_too_large(self, damaged: Path) -> None:
         with open(damaged / DESCRIPTION, "ab") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -22,7 +23,12 @@ from checkpoint_helpers import (
 from smolvla_edge import hub
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.config import parse_vlm_config
-from smolvla_edge.errors import CheckpointError, MissingExtraError, TokenizerError
+from smolvla_edge.errors import (
+    CheckpointError,
+    ContractError,
+    MissingExtraError,
+    TokenizerError,
+)
 from smolvla_edge.names import canonical_name, expected_tensors
 from smolvla_edge.safetensors_file import SafetensorsFile, read_tensor
 from smolvla_edge.synthetic import make_checkpoint
@@ -332,6 +338,13 @@ BAD_SHARDS = {
         lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
         "cannot open .*model-00002",
     ),
+    "shard a named pipe": (
+        lambda f: [
+            (f / "model-00002-of-00002.safetensors").unlink(),
+            os.mkfifo(f / "model-00002-of-00002.safetensors"),
+        ],
+        "model-00002.* has 0 bytes",
+    ),
     "tensor not in its shard": (
         change_map(lambda m: m.update({STATE: "model-00001-of-00002.safetensors"})),
         "shard does not hold.*state_proj",
@@ -400,6 +413,23 @@ def test_a_damaged_config_is_refused(content, folder):
         read_checkpoint(folder)
 
 
+@pytest.mark.parametrize("depth", [33, 500, *range(900, 1000)])
+def test_nesting_that_the_parser_allows_is_refused_too(depth, folder):
+    """Python's parser stops near 1000 levels; who prints or hashes such a value, a bit earlier."""
+    text = '{"type": "smolvla", "n_obs_steps": ' + "[" * depth + "]" * depth + "}"
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["policy_preprocessor.json", "policy_postprocessor.json"])
+def test_a_named_pipe_does_not_hang(name, folder):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ContractError, match="regular file"):
+        read_checkpoint(folder)
+
+
 def test_a_gigantic_config_is_refused(folder):
     with open(folder / "config.json", "wb") as file:
         file.truncate(65 << 20)
@@ -417,7 +447,9 @@ def test_a_local_folder_never_touches_the_network(folder, monkeypatch):
     assert read_checkpoint(folder).tensors
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./a", "a/b/c", "a", "../a", "a/..", "~/x/y"])
+@pytest.mark.parametrize(
+    "path", ["/no/such/folder", "./a", "a/b/c", "a", "../a", "a/..", "a/b..c", "~/x/y"]
+)
 def test_a_path_that_is_no_folder_and_no_hub_id(path):
     with pytest.raises(CheckpointError, match=r"owner/name, got .* not there"):
         read_checkpoint(path)

@@ -130,6 +130,34 @@ class TestApp:
         refused(cli("inspect", tmp_path / "[red]x[/red]"), "[red]x[/red]")
 
 
+class TestOutput:
+    @pytest.mark.parametrize("value", [-123456.789, 1e-5, 1e-3, 3e9, 0.0, 1.5])
+    def test_actions_fit_80_columns_with_every_digit(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, value: float
+    ) -> None:
+        monkeypatch.setattr(output, "_PIPE_WIDTH", 80)
+        output.print_actions(np.full((50, 12), value, np.float32), "robot units")
+        title, heading, *rows = capsys.readouterr().out.rstrip("\n").split("\n")
+        steps = heading.split()[2::2]
+        assert f"steps 0 to {len(steps) - 1} of 50" in title and len(steps) >= 5
+        assert [row.split()[:2] for row in rows] == [["action", str(i)] for i in range(12)]
+        for row in rows:
+            assert len(row) <= 80
+            numbers = [float(word) for word in row.split()[2:]]
+            assert numbers == pytest.approx([value] * len(steps), rel=1e-3)
+
+    def test_no_blanks_at_the_ends_of_lines_in_a_pipe(self, cli: Any, bundle: Path) -> None:
+        out = cli("inspect", bundle, "--kernels").out
+        assert out and all(line == line.rstrip() for line in out.splitlines())
+
+    @pytest.mark.parametrize("verb", [[], ["demo"], ["run"], ["convert"], ["inspect"], ["verify"]])
+    def test_help_fits_80_columns(
+        self, cli: Any, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        assert max(map(len, cli(*verb, "--help").out.splitlines())) <= 80
+
+
 class TestRun:
     def test_table(self, cli: Any, bundle: Path) -> None:
         result = cli("run", bundle, *observation())
@@ -166,7 +194,9 @@ class TestRun:
     def test_missing_camera(self, cli: Any, bundle: Path) -> None:
         one = observation()[1:]
         refused(cli("run", bundle, *one), CAMERAS[0], "allow_missing_cameras")
-        assert cli("run", bundle, *one, "--allow-missing-cameras").code == 0
+        result = cli("run", bundle, *one, "--allow-missing-cameras")
+        assert result.code == 0 and f"{CAMERAS[0]} is missing" in result.err
+        assert "missing" not in cli("run", bundle, *observation()).err
 
     @pytest.mark.parametrize(
         ("name", "content"),
@@ -268,6 +298,7 @@ class TestConvert:
         assert result.json["digest"] == made.digest
         assert result.json["tensors"] == len(made.tensors) and result.json["dead_tensors"]
         refused(cli("convert", checkpoint, target), "--force")
+        refused(cli("convert", tmp_path / "nothing", target), "--force")  # before any download
         again = cli("convert", checkpoint, target, "--force")
         assert again.code == 0 and "next" in again.out
 
@@ -289,6 +320,7 @@ class TestConvert:
         refused(cli("run", tmp_path / "b", *observation()), "normali")
         ran = cli("run", tmp_path / "b", *observation(), "--allow-unnormalized")
         assert ran.code == 0 and "NOT NORMALISED" in ran.out
+        assert "NOT robot units" in ran.out and "action is NOT normalised" in ran.err
 
 
 class TestInspect:

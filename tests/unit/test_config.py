@@ -178,6 +178,15 @@ BAD_POLICIES = {
     "resize of nothing": ({"resize_imgs_with_padding": [0, 512]}, "null or"),
     "unknown padding": ({"pad_language_to": "shortest"}, "longest, max_length"),
     "period of zero": ({"min_period": 0}, "min_period"),
+    "period beyond a bundle's limit": ({"max_period": 1e12}, r"max_period.*up to 1e\+09"),
+    "dimensions beyond a bundle's limit": ({"max_state_dim": 1 << 17}, "max_state_dim"),
+    "65 cameras": (
+        {
+            "input_features": FEATURES["input_features"]
+            | {f"observation.images.{i}": {"type": "VISUAL", "shape": [3, 4, 4]} for i in range(64)}
+        },
+        "at most 64, got 65",
+    ),
     "infinite period": ({"max_period": float("inf")}, "max_period"),
     "unknown normalisation": ({"normalization_mapping": {"STATE": "MAGIC"}}, "IDENTITY, MEAN_STD"),
     "flag as number": ({"adapt_to_pi_aloha": 1}, "true or false"),
@@ -317,7 +326,11 @@ BAD_NUMBERS = {
     "boolean": ({"text_width": True}, "expected int, got True"),
     "number for a flag": ({"cross_attention": 1}, "expected bool"),
     "nan": ({"rms_eps": float("nan")}, "expected float"),
-    "huge": ({"vocab": 10**30}, "expected int"),
+    "huge": ({"vocab": 10**30}, "vocab: expected a positive number up to 16777216"),
+    "negative beyond the limit": ({"self_attn_every_n": -(1 << 25)}, "self_attn_every_n"),
+    "huge float": ({"max_period": 1e12}, "max_period"),
+    "huge resize": ({"resize": [1 << 20, 64]}, "sides from 1 to 16384"),
+    "resize of nothing": ({"resize": [0, 64]}, "sides from 1 to 16384"),
     "resize": ({"resize": [512]}, "resize"),
     "unknown field": ({"more": 1}, r"unknown \['more'\]"),
 }

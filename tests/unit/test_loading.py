@@ -62,6 +62,8 @@ class TestLoading:
         expected = policy.predict(IMAGES, STATE, TASK, seed=1)
         assert chunk.actions.tobytes() == expected.actions.tobytes()
         assert chunk.provenance["bundle"] == bundle.digest
+        with pytest.raises(CheckpointError, match="revision 'v1'"):
+            load(tmp_path / "bundle", revision="v1")
         renamed = load(tmp_path / "bundle", rename={"top": CAM1, "wrist": CAM2})
         renamed.predict({"top": FRAME1, "wrist": FRAME2}, STATE, TASK)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkpoint_helpers import Tensors, change_tensors
 from policy_helpers import (
     CAM1,
     CAM2,
@@ -23,7 +26,7 @@ from policy_helpers import (
     with_engine,
 )
 
-from smolvla_edge.backends import Backend
+from smolvla_edge.backends import Backend, open_backend
 from smolvla_edge.errors import (
     InputError,
     NonFiniteError,
@@ -33,6 +36,9 @@ from smolvla_edge.errors import (
 from smolvla_edge.noise import SeedSequence, normal
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
+from smolvla_edge.preprocess import normalize, unnormalize
+from smolvla_edge.source import open_source
+from smolvla_edge.statistics import Mode, checked_statistics
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,7 @@ class TestPredict:
             ({"images": {CAM1: FRAME1, CAM2: FRAME2.astype(np.float64)}}, InputError),
             ({"images": {CAM1: FRAME1, CAM2: np.full((8, 8, 3), np.nan, np.float32)}}, InputError),
             ({"images": {CAM1: FRAME1, CAM2: FRAME2[:0]}}, InputError),
+            ({"images": {CAM1: FRAME1, CAM2: np.zeros((1, 2000, 3), np.uint8)}}, InputError),
             ({"images": {CAM1: FRAME1, CAM2: None}}, InputError),
             ({"state": STATE[:5]}, InputError),
             ({"state": STATE.astype(np.float64)}, InputError),
@@ -119,6 +126,10 @@ class TestPredict:
             ({"noise": np.zeros((8, 8), np.float32), "seed": 1}, InputError),
             ({"inference_delay": -1}, InputError),
             ({"inference_delay": 0.5}, InputError),
+            (
+                {"inference_delay": None, "prev_chunk_left_over": np.zeros((4, 6), np.float32)},
+                InputError,
+            ),
             ({"execution_horizon": 0}, InputError),
             ({"prev_chunk_left_over": np.zeros((9, 6), np.float32)}, InputError),
             ({"prev_chunk_left_over": np.zeros((4, 9), np.float32)}, InputError),
@@ -139,6 +150,72 @@ class TestPredict:
         assert chunk.provenance["cameras"] == [CAM2]
         with pytest.raises(InputError, match="no camera image at all"):
             policy.predict({}, STATE, TASK)
+
+    def test_dropped_characters_are_flagged(self, folder: Path, tmp_path: Path) -> None:
+        tokenizer = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
+        del tokenizer["model"]["vocab"]["q"]
+        (tmp_path / "t.json").write_text(json.dumps(tokenizer))
+        (flag,) = load(folder, tokenizer=tmp_path / "t.json").predict(IMAGES, STATE, "aqb").flags
+        assert "'q'" in flag
+
+    @pytest.mark.parametrize("backend", ["native", "torch"])
+    def test_non_finite_weights(self, folder: Path, tmp_path: Path, backend: str) -> None:
+        """Every way to actions refuses them, the seams too."""
+        if backend == "torch":
+            pytest.importorskip("torch")
+        broken = shutil.copytree(folder, tmp_path / "broken")
+
+        def damage(tensors: Tensors) -> None:
+            dtype, values = tensors["model.action_out_proj.bias"]
+            values[1] = np.nan
+            tensors["model.action_out_proj.bias"] = dtype, values
+
+        change_tensors(broken, damage)
+        policy = load(broken, backend=backend)
+        model, engine = policy.model, policy.engine
+        pixels = np.zeros((2, 3, 64, 64), np.float32)
+        prompt = (
+            np.ones(2, bool),
+            np.array([5, 9]),
+            np.ones(2, bool),
+            np.zeros(model.max_state_dim, np.float32),
+        )
+        noise = normal(1, model.chunk_size, model.max_action_dim)
+        engine.prefill(engine.encode_images(pixels), *prompt)
+        for call in (
+            lambda: policy.predict(IMAGES, STATE, TASK),
+            lambda: policy.predict_action_chunk(batch()),
+            lambda: engine.sample_actions(pixels, *prompt, noise),
+            lambda: engine.denoise(noise),
+        ):
+            with pytest.raises(NonFiniteError):
+                call()
+
+    @pytest.mark.parametrize("backend", ["native", "torch"])
+    @pytest.mark.parametrize(
+        "mode, old", [(Mode.MEAN_STD, False), (Mode.MIN_MAX, False), (Mode.MIN_MAX, True)]
+    )
+    def test_engines_normalise_as_numpy_does(
+        self, folder: Path, backend: str, mode: Mode, old: bool
+    ) -> None:
+        """With an eps large enough to be seen."""
+        if backend == "torch":
+            pytest.importorskip("torch")
+        source = open_source(folder)
+        numbers = dict(zip(mode.needs, (STATE - 1, STATE + 3), strict=True))
+        statistics = checked_statistics(
+            "x", 6, mode, numbers, eps=0.25, eps_in_range=old, source="test"
+        )
+        contract = replace(source.contract, state=statistics, action=statistics)
+        engine = open_backend(source.model, source.tensors, contract, backend=backend)
+        rest = [FRAME1, FRAME2], np.array([5, 9])
+        raw = STATE * np.float32(2)
+        noise = normal(1, 8, 8)
+        got = engine.predict(*rest, raw, noise)
+        want = engine.predict(*rest, normalize(raw, statistics), noise, state_is_normalized=True)
+        np.testing.assert_allclose(got.normalized, want.normalized, rtol=0, atol=1e-5)
+        expected = unnormalize(got.normalized, statistics)
+        np.testing.assert_allclose(got.actions, expected, rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("bad", [np.nan, np.inf])
     def test_non_finite_actions(self, folder: Path, bad: float) -> None:
@@ -165,8 +242,11 @@ class TestPredict:
         guided = policy.predict(IMAGES, STATE, TASK, seed=2, **options).normalized
         error = np.abs(free[:2] - first[2:4]).mean(), np.abs(guided[:2] - first[2:4]).mean()
         assert error[1] < 0.5 * error[0]
-        nothing = policy.predict(IMAGES, STATE, TASK, seed=2, prev_chunk_left_over=first[8:])
-        np.testing.assert_array_equal(nothing.normalized, free)
+        for nothing in ({"prev_chunk_left_over": first[8:]}, {"inference_delay": None}):
+            chunk = policy.predict(IMAGES, STATE, TASK, seed=2, **nothing)
+            np.testing.assert_array_equal(chunk.normalized, free)
+        far = {**options, "inference_delay": 1 << 40, "execution_horizon": 1 << 40}
+        policy.predict(IMAGES, STATE, TASK, seed=2, **far)
 
 
 class TestNoise:

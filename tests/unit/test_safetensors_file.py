@@ -145,6 +145,14 @@ def test_malformed_files_are_refused(kind, tmp_path):
         SafetensorsFile(path)
 
 
+def test_a_gigantic_header_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+    os.truncate(path, MAX_HEADER_BYTES + 100)
+    with pytest.raises(CheckpointError, match=f"more than {MAX_HEADER_BYTES}"):
+        SafetensorsFile(path)
+
+
 def test_errors_are_of_the_kind_asked_for(tmp_path):
     (tmp_path / "x").write_bytes(b"")
     with pytest.raises(BundleError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,20 @@ class TestArithmetic:
         np.testing.assert_allclose(
             unnormalize(normalize(self.VALUES, stats), stats), self.VALUES, rtol=1e-5
         )
+
+    def test_eps_widens_std_going_in_only(self) -> None:
+        stats = replace(statistics(Mode.MEAN_STD, mean=[1, 2, 3], std=[1, 1, 1]), eps=0.5)
+        expected = (self.VALUES - [1, 2, 3]) / 1.5
+        np.testing.assert_allclose(normalize(self.VALUES, stats), expected, rtol=1e-6)
+        np.testing.assert_allclose(unnormalize(self.VALUES, stats), self.VALUES + [1, 2, 3])
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_eps_widens_a_range_in_the_old_layout_only(self, old: bool) -> None:
+        layout = {"old": [1]} if old else {}
+        stats = replace(statistics(Mode.MIN_MAX, min=[0] * 3, max=[2] * 3, **layout), eps=0.5)
+        expected = 2 * self.VALUES / (2.5 if old else 2) - 1
+        np.testing.assert_allclose(normalize(self.VALUES, stats), expected, rtol=1e-6)
+        np.testing.assert_allclose(unnormalize(self.VALUES, stats), self.VALUES + 1)
 
     def test_float32_throughout(self) -> None:
         stats = statistics(Mode.MIN_MAX, min=[0, 0, 0], max=[1, 1, 1])

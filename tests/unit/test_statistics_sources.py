@@ -215,6 +215,18 @@ class TestProcessorFiles:
         )
         refused(folder, "eps")
 
+    def test_eps_of_each_step(self, folder: Path) -> None:
+        for file, step, eps in (
+            ("policy_preprocessor", 5, 1e-4),
+            ("policy_postprocessor", 0, 1e-5),
+        ):
+            edit_json(
+                folder / f"{file}.json",
+                lambda d, step=step, eps=eps: d["steps"][step]["config"].update(eps=eps),
+            )
+        found = contract(folder)
+        assert (found.state.eps, found.action.eps) == (1e-4, 1e-5)
+
     def test_images_normalised(self, folder: Path) -> None:
         set_mode(folder, "VISUAL", "MEAN_STD")
         refused(folder, "images", "IDENTITY")
@@ -355,6 +367,33 @@ class TestStatsOption:
         write_flat(tmp_path / "old.safetensors", legacy_buffers("so100"))
         found = contract(folder, stats=f"{tmp_path / 'old.safetensors'}|so100")
         np.testing.assert_array_equal(found.state.arrays()[0], STATE_MEAN)
+
+    def test_other_numbers_in_the_same_formula(self, folder: Path, tmp_path: Path) -> None:
+        """What `load(bundle, stats=...)` does: modes and eps stay the checkpoint's."""
+        set_mode(folder, "STATE", "QUANTILES")
+        edit_json(
+            folder / "policy_preprocessor.json", lambda d: d["steps"][5]["config"].update(eps=1e-4)
+        )
+        numbers = {
+            **PLAIN,
+            "observation.state.q01": STATE_MEAN,
+            "observation.state.q99": STATE_MEAN + 4,
+        }
+        write_statistics(folder, numbers)
+        numbers["observation.state.q99"] = STATE_MEAN + 8
+        write_flat(tmp_path / "new.safetensors", numbers)
+        other = contract(folder).with_stats(tmp_path / "new.safetensors")
+        assert other.state.mode is Mode.QUANTILES and other.action.mode is Mode.MEAN_STD
+        assert (other.state.eps, other.action.eps) == (1e-4, 1e-8)
+        np.testing.assert_array_equal(other.state.arrays()[1], STATE_MEAN + 8)
+        assert other == contract(folder, stats=tmp_path / "new.safetensors")
+
+    def test_no_formula_to_put_numbers_in(self, folder: Path, tmp_path: Path) -> None:
+        write_flat(tmp_path / "new.safetensors", PLAIN)
+        write_statistics(folder, {})
+        bare = contract(folder, allow_unnormalized=True)
+        with pytest.raises(ContractError, match="convert the checkpoint again with --stats"):
+            bare.with_stats(tmp_path / "new.safetensors")
 
     def test_file_beats_broken_statistics(self, folder: Path, tmp_path: Path) -> None:
         write_flat(tmp_path / "good.safetensors", PLAIN)

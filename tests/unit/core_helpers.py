@@ -1,0 +1,41 @@
+"""Engines of the C++ core made by hand, without the package's own checks in front of it."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from smolvla_edge import _core
+
+F32 = np.float32
+CHUNK, DIMS, STATE = 8, 8, 10  # of the tiny checkpoint: chunk, max_action_dim, max_state_dim
+
+
+def tensors_of(source) -> list[tuple]:
+    return [
+        (name, e.dtype, e.shape, os.fspath(e.path), e.offset, e.nbytes)
+        for name, e in source.tensors.items()
+    ]
+
+
+def make(source, *, tensors=None, stats=None, threads=1, isa="", **config):
+    return _core.Engine(
+        {**source.model.to_dict(), **config},
+        tensors_of(source) if tensors is None else tensors,
+        source.contract.engine_stats() if stats is None else stats,
+        threads,
+        isa,
+    )
+
+
+def arguments(**changes):
+    usual = {
+        "frames": [np.full((48, 64, 3), 90, np.uint8)] * 2,
+        "tokens": np.array([1, 2, 3]),
+        "state": np.zeros(6, F32),
+        "noise": np.ones((CHUNK, DIMS), F32),
+        "steps": 3,
+        "horizon": CHUNK,
+    }
+    return {**usual, **changes}
