@@ -1,7 +1,8 @@
 """`bundle.json`: the one description of a bundle, written once and believed never.
 
     format, version   what this file is
-    digest            SHA-256 of everything below (canonical JSON): the bundle's identity
+    digest            SHA-256 of what computes, all below but provenance (canonical JSON): the
+                      bundle's identity; two conversions of one checkpoint have the same
     model             ModelConfig: every dimension
     contract          cameras, features, statistics, renames, tokenizer rules
     precision         how many tensors of each dtype, by part
@@ -108,9 +109,9 @@ def precision_map(tensors: Iterable[tuple[str, str]]) -> dict[str, dict[str, int
 
 
 def digest_of(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a document without its own digest; layout and key order do not matter."""
+    """SHA-256 of a document without digest and provenance; layout and key order do not matter."""
     text = json.dumps(
-        {name: value for name, value in body.items() if name != "digest"},
+        {name: value for name, value in body.items() if name not in ("digest", "provenance")},
         sort_keys=True,
         separators=(",", ":"),
         ensure_ascii=False,

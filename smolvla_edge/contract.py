@@ -163,10 +163,9 @@ class Contract:
             raise InputError(f"no camera image at all. {self._expected_and_came(images)}")
         if len(missing) > self.empty_cameras and not allow_missing:
             raise InputError(
-                f"{len(missing)} cameras are missing ({', '.join(missing)}), the policy was "
-                f"trained with at most {self.empty_cameras} empty ones. "
-                f"{self._expected_and_came(images)} Pass allow_missing_cameras=True to run "
-                "without them"
+                f"missing camera(s): {', '.join(missing)}; the policy was trained with at most "
+                f"{self.empty_cameras} empty. {self._expected_and_came(images)} Pass "
+                "allow_missing_cameras=True (--allow-missing-cameras) to run without"
             )
         return present + [(name, None) for name in missing[: self.empty_cameras]]
 

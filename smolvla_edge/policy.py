@@ -190,7 +190,11 @@ class Policy:
             normalized=result.normalized,
             timings=timings,
             provenance={**self._provenance, "seed": used_seed, "cameras": present},
-            flags=(*encoded.flags, *self.contract.state.far_outside(STATE, state)),
+            flags=(
+                *encoded.flags,
+                *self.contract.state.far_outside(STATE, state),
+                *self._allowances(present),
+            ),
         )
 
     def step(
@@ -265,6 +269,17 @@ class Policy:
             check_finite(result.normalized, result.actions)
             chunks.append(result.normalized)
         return Kind.of(batch[STATE]).give_back(np.stack(chunks))
+
+    def _allowances(self, present: list[str]) -> list[str]:
+        """Flags for what runs only because the caller allowed it."""
+        flags = [
+            f"{feature}: not normalised, as allow_unnormalized asked"
+            for feature in self.contract.unnormalized
+        ]
+        missing = [name for name in self.contract.cameras if name not in present]
+        if len(missing) > self.contract.empty_cameras:
+            flags.append(f"{', '.join(missing)}: missing, as allow_missing_cameras asked")
+        return flags
 
     def _encode(self, task: str) -> EncodedTask:
         if self._tokenizer is None:

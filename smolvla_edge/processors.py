@@ -45,6 +45,7 @@ class Normalizer:
     only_keys: frozenset[str] | None
     eps: float
     entries: Mapping[str, TensorEntry]  # "observation.state.mean" -> where it lies
+    missing_file: str | None = None  # the statistics file it names, when that is not there
 
     def skips(self, feature: str) -> str | None:
         """Why LeRobot's step would pass this feature through unchanged, or None."""
@@ -154,6 +155,8 @@ def _normalizer(folder: Path, file: str, step: dict[str, Any] | None) -> Normali
     eps = config.get("eps", DEFAULT_EPS)
     if type(eps) is not float or not 0 < eps <= 1e-3:
         raise ContractError(f"{where}: expected eps as a number in (0, 1e-3], got {eps!r:.80}")
+    state_file = _state_file(where, step.get("state_file"))
+    present = state_file is not None and (folder / state_file).is_file()
     return Normalizer(
         where=where,
         modes={
@@ -162,19 +165,22 @@ def _normalizer(folder: Path, file: str, step: dict[str, Any] | None) -> Normali
         features=frozenset(features),
         only_keys=None if only is None else frozenset(only),
         eps=eps,
-        entries=_state_entries(folder, where, step.get("state_file")),
+        entries=(
+            dict(SafetensorsFile(folder / state_file, ContractError).entries)
+            if state_file is not None and present
+            else {}
+        ),
+        missing_file=None if present else state_file,
     )
 
 
-def _state_entries(folder: Path, where: str, name: object) -> dict[str, TensorEntry]:
-    """The statistics file of a step. Its name comes from the checkpoint: it must stay inside."""
+def _state_file(where: str, name: object) -> str | None:
+    """The statistics file of a step. Its name comes from the checkpoint: it must stay inside.
+
+    Whether it is there is asked only when its statistics are needed: --stats may replace them.
+    """
     if name is None:  # LeRobot writes no file for a step without statistics
-        return {}
+        return None
     if not isinstance(name, str) or not _STATE_FILE.fullmatch(name):
         raise ContractError(f"{where}: expected state_file as a plain file name, got {name!r:.80}")
-    if not (folder / name).is_file():
-        raise ContractError(
-            f"{where}: its statistics file {name!r} is missing from {folder}. Copy it from where "
-            "the policy was trained"
-        )
-    return dict(SafetensorsFile(folder / name, ContractError).entries)
+    return name

@@ -94,15 +94,25 @@ def find_statistics(
         step = None
         if processors is not None:
             step = processors.unnormalizer if item.output else processors.normalizer
-        tables = [_file_table(file)] if file is not None else own(item)
         try:
             mode = _mode(item, processors is not None, step, config_modes)
+            if file is None and mode is not Mode.IDENTITY:
+                _check_present(step)
+            tables = [_file_table(file)] if file is not None else own(item)
             result[item.feature] = _resolve(item, mode, tables, key, step, file is not None)
         except ContractError as cause:
             if not allow_unnormalized:
                 raise
             result[item.feature] = identity(f"allow_unnormalized: {cause}", unnormalized=True)
     return result
+
+
+def _check_present(step: Normalizer | None) -> None:
+    if step is not None and step.missing_file is not None:
+        raise ContractError(
+            f"{step.where}: its statistics file {step.missing_file!r} is missing. Copy it from "
+            "where the policy was trained, or supply statistics with --stats FILE"
+        )
 
 
 def _split(stats: str | os.PathLike[str] | None) -> tuple[Path | None, str]:

@@ -3,26 +3,41 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/gil.h"
 #include "model/engine.h"
+#include "runtime/threads.h"
 
 namespace smolvla::bindings {
 namespace {
 
+// What the entries of a dict are part of, for errors.
+struct Source {
+    ErrorKind kind;
+    const char* name;
+};
+
+py::dict dict_of(const py::object& object, const Source& source) {
+    if (!py::isinstance<py::dict>(object))
+        fail(source.kind, "%s: expected a dict, got %s", source.name,
+             py::str(py::type::of(object)).cast<std::string>().c_str());
+    return py::reinterpret_borrow<py::dict>(object);
+}
+
 template <class T>
-void take(const py::dict& config, const char* name, T& field) {
-    if (!config.contains(name))
-        fail(ErrorKind::checkpoint, "the model configuration lacks %s", name);
+void take(const py::dict& dict, const char* name, T& field, const Source& source) {
+    if (!dict.contains(name)) fail(source.kind, "%s lacks %s", source.name, name);
     try {
-        field = config[name].cast<T>();
+        field = dict[name].cast<T>();
     } catch (const py::cast_error&) {
-        fail(ErrorKind::checkpoint, "the model configuration's %s = %s has a wrong type", name,
-             py::str(config[name]).cast<std::string>().c_str());
+        fail(source.kind, "%s: %s = %s has a wrong type", source.name, name,
+             py::str(dict[name]).cast<std::string>().c_str());
     }
 }
 
 ModelConfig config_of(const py::dict& d) {
+    const Source source{ErrorKind::checkpoint, "the model configuration"};
     ModelConfig c{};
-#define TAKE(field) take(d, #field, c.field)
+#define TAKE(field) take(d, #field, c.field, source)
     TAKE(vision_width), TAKE(vision_mlp), TAKE(vision_heads), TAKE(vision_layers);
     TAKE(patch_size), TAKE(image_size), TAKE(vision_eps), TAKE(scale_factor);
     TAKE(text_width), TAKE(text_mlp), TAKE(heads), TAKE(kv_heads), TAKE(head_dim);
@@ -35,29 +50,42 @@ ModelConfig config_of(const py::dict& d) {
     TAKE(max_state_dim), TAKE(max_action_dim), TAKE(state_dim), TAKE(action_dim);
     TAKE(adapt_to_pi_aloha);
 #undef TAKE
-    if (!d.contains("resize") || d["resize"].is_none()) return c;
-    const auto size = d["resize"].cast<std::vector<int>>();
-    if (size.size() != 2) fail(ErrorKind::checkpoint, "resize needs a width and a height");
-    c.resize_width = size[0];
-    c.resize_height = size[1];
+    if (d.contains("resize") && !d["resize"].is_none()) {
+        std::vector<int> size;
+        take(d, "resize", size, source);
+        if (size.size() != 2)
+            fail(ErrorKind::checkpoint, "resize: expected a width and a height, got %zu numbers",
+                 size.size());
+        c.resize_width = size[0];
+        c.resize_height = size[1];
+    }
+    c.check();
     return c;
 }
 
 Statistics statistics_of(const py::dict& stats, const char* feature, int dims) {
     Statistics s;
     if (!stats.contains(feature)) return s;
-    const py::dict d = stats[feature];
-    const std::string mode = d["mode"].cast<std::string>();
+    const std::string name = std::string("statistics of ") + feature;
+    const Source source{ErrorKind::checkpoint, name.c_str()};
+    const py::dict d = dict_of(stats[feature], source);
+    std::string mode;
+    take(d, "mode", mode, source);
     if (mode == "IDENTITY") return s;
     if (mode != "MEAN_STD" && mode != "RANGE")
-        fail(ErrorKind::checkpoint, "%s: unknown normalisation mode %s", feature, mode.c_str());
+        fail(ErrorKind::checkpoint, "%s: expected mode IDENTITY, MEAN_STD or RANGE, got %s",
+             source.name, mode.c_str());
     s.mode = mode == "RANGE" ? Statistics::Mode::range : Statistics::Mode::mean_std;
-    const float* a = data_of<float>(d["a"], "statistics a", {dims});
-    const float* b = data_of<float>(d["b"], "statistics b", {dims});
-    s.a.assign(a, a + dims);
-    s.b.assign(b, b + dims);
-    if (d.contains("eps")) s.eps = d["eps"].cast<float>();
-    if (d.contains("eps_in_range")) s.eps_in_range = d["eps_in_range"].cast<bool>();
+    const auto vector = [&](const char* key, std::vector<float>& values) {
+        py::object array;
+        take(d, key, array, source);
+        const float* from = data_of<float>(array, name.c_str(), {dims});
+        values.assign(from, from + dims);
+    };
+    vector("a", s.a);
+    vector("b", s.b);
+    if (d.contains("eps")) take(d, "eps", s.eps, source);
+    if (d.contains("eps_in_range")) take(d, "eps_in_range", s.eps_in_range, source);
     return s;
 }
 
@@ -72,30 +100,32 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const std::vector<Te
     std::vector<TensorEntry> entries;
     for (const auto& [name, dtype, shape, path, offset, bytes] : tensors)
         entries.push_back({name, parse_dtype(dtype), shape, path, offset, bytes});
-    if (threads < 0 || threads > 256)
-        fail(ErrorKind::backend, "threads must be 0 (automatic) to 256, got %d", threads);
+    if (threads < 0 || threads > kMaxThreads)
+        fail(ErrorKind::backend, "threads must be 0 (automatic) to %d, got %d", kMaxThreads,
+             threads);
     std::unique_ptr<Engine> engine;
     {
-        py::gil_scoped_release release;
+        GilRelease release;
         engine = std::make_unique<Engine>(c, state, action, entries, threads, isa);
     }
-    engine->set_interrupt_check([] {
-        py::gil_scoped_acquire acquire;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    });
+    engine->set_interrupt_check(check_signals);
     return engine;
 }
 
 // Valid token ids as int32.
-std::vector<int> token_ids(const py::object& tokens, const py::object& mask) {
+std::vector<int> token_ids(const ModelConfig& c, const py::object& tokens, const py::object& mask) {
     const int64_t* ids = data_of<int64_t>(tokens, "tokens", {-1});
-    const py::ssize_t count = dim(tokens, 0);
-    const bool* valid = mask.is_none() ? nullptr : data_of<bool>(mask, "token_mask", {count});
+    const int count = dim(tokens, 0);
+    const uint8_t* valid = mask.is_none() ? nullptr : mask_of(mask, "token_mask", count);
     std::vector<int> out;
-    for (py::ssize_t i = 0; i < count; ++i) {
+    for (int i = 0; i < count; ++i) {
         if (valid && !valid[i]) continue;
-        if (ids[i] < 0 || ids[i] > INT32_MAX)
-            fail(ErrorKind::input, "token id %lld is out of range", static_cast<long long>(ids[i]));
+        if (ids[i] < 0 || ids[i] >= c.vocab)
+            fail(ErrorKind::input, "token %lld is outside the vocabulary of %d",
+                 static_cast<long long>(ids[i]), c.vocab);
+        if (static_cast<int>(out.size()) == c.max_prefix())
+            fail(ErrorKind::input, "tokens: expected at most %d valid ids, got more",
+                 c.max_prefix());
         out.push_back(static_cast<int>(ids[i]));
     }
     return out;
@@ -103,6 +133,7 @@ std::vector<int> token_ids(const py::object& tokens, const py::object& mask) {
 
 struct FlowArguments {
     FlowInput flow;
+    py::object previous;  // keeps the array alive while the caller's dict is out of our hands
 
     FlowArguments(const Engine& engine, const py::object& noise, int steps, int horizon,
                   const py::object& rtc) {
@@ -112,17 +143,24 @@ struct FlowArguments {
         flow.noise = data_of<float>(noise, "noise", {-1, c.max_action_dim});
         if (dim(noise, 0) < horizon)
             fail(ErrorKind::input, "noise: expected at least %d rows (the horizon), got %d",
-                 horizon, static_cast<int>(dim(noise, 0)));
-        if (rtc.is_none()) return;
-        const py::dict d = rtc.cast<py::dict>();
+                 horizon, dim(noise, 0));
+        if (!rtc.is_none()) guide({ErrorKind::input, "rtc"}, rtc);
+        engine.check_flow(flow);  // before an array of `horizon` rows is made
+    }
+
+private:
+    void guide(const Source& source, const py::object& rtc) {
+        const py::dict d = dict_of(rtc, source);
         Guidance& g = flow.guidance;
-        g.previous = data_of<float>(d["prev"], "prev_chunk_left_over", {-1, -1});
-        g.rows = static_cast<int>(dim(d["prev"], 0));
-        g.dims = static_cast<int>(dim(d["prev"], 1));
-        g.inference_delay = d["inference_delay"].cast<int>();
-        g.execution_horizon = d["execution_horizon"].cast<int>();
-        g.max_weight = d["max_guidance_weight"].cast<float>();
-        const std::string schedule = d["schedule"].cast<std::string>();
+        take(d, "prev", previous, source);
+        g.previous = data_of<float>(previous, "prev_chunk_left_over", {-1, -1});
+        g.rows = dim(previous, 0);
+        g.dims = dim(previous, 1);
+        take(d, "inference_delay", g.inference_delay, source);
+        take(d, "execution_horizon", g.execution_horizon, source);
+        take(d, "max_guidance_weight", g.max_weight, source);
+        std::string schedule;
+        take(d, "schedule", schedule, source);
         if (schedule == "LINEAR")
             g.schedule = Guidance::Schedule::linear;
         else if (schedule == "EXP")
@@ -132,7 +170,7 @@ struct FlowArguments {
         else if (schedule == "ZEROS")
             g.schedule = Guidance::Schedule::zeros;
         else
-            fail(ErrorKind::input, "RTC schedule %s is not LINEAR, EXP, ONES or ZEROS",
+            fail(ErrorKind::input, "rtc: expected schedule LINEAR, EXP, ONES or ZEROS, got %s",
                  schedule.c_str());
     }
 };
@@ -143,12 +181,12 @@ struct SampleArguments {
 
     SampleArguments(const Engine& engine, const py::object& pixels, const py::object& camera_mask,
                     const py::object& tokens, const py::object& token_mask, const py::object& state)
-        : ids(token_ids(tokens, token_mask)) {
+        : ids(token_ids(engine.config(), tokens, token_mask)) {
         model.pixels = data_of<float>(pixels, "pixels", {-1, 3, -1, -1});
-        model.cameras = static_cast<int>(dim(pixels, 0));
-        model.height = static_cast<int>(dim(pixels, 2));
-        model.width = static_cast<int>(dim(pixels, 3));
-        model.camera_mask = data_of<bool>(camera_mask, "camera_mask", {model.cameras});
+        model.cameras = dim(pixels, 0);
+        model.height = dim(pixels, 2);
+        model.width = dim(pixels, 3);
+        model.camera_mask = mask_of(camera_mask, "camera_mask", model.cameras);
         model.tokens = ids.data();
         model.token_count = static_cast<int>(ids.size());
         model.state = data_of<float>(state, "state", {engine.config().max_state_dim});
@@ -164,7 +202,7 @@ py::array_t<float> sample_actions(Engine& e, const py::object& pixels,
     const FlowArguments flow(e, noise, steps, horizon, rtc);
     py::array_t<float> out({horizon, e.config().max_action_dim});
     float* to = out.mutable_data();
-    py::gil_scoped_release release;
+    GilRelease release;
     e.sample_actions(in.model, flow.flow, to, nullptr);
     return out;
 }
@@ -174,10 +212,10 @@ py::dict trace(Engine& e, const py::object& pixels, const py::object& camera_mas
                const py::object& noise, int steps, int horizon, const py::object& rtc) {
     const SampleArguments in(e, pixels, camera_mask, tokens, token_mask, state);
     const FlowArguments flow(e, noise, steps, horizon, rtc);
-    std::vector<float> out(static_cast<size_t>(std::max(horizon, 0)) * e.config().max_action_dim);
+    std::vector<float> out(static_cast<size_t>(horizon) * e.config().max_action_dim);
     Trace record;
     {
-        py::gil_scoped_release release;
+        GilRelease release;
         e.sample_actions(in.model, flow.flow, out.data(), &record);
     }
     py::dict result;
@@ -191,11 +229,10 @@ py::dict trace(Engine& e, const py::object& pixels, const py::object& camera_mas
 
 py::array_t<float> encode_images(Engine& e, const py::object& pixels) {
     const float* from = data_of<float>(pixels, "pixels", {-1, 3, -1, -1});
-    const int cameras = static_cast<int>(dim(pixels, 0));
-    const int height = static_cast<int>(dim(pixels, 2)), width = static_cast<int>(dim(pixels, 3));
+    const int cameras = dim(pixels, 0), height = dim(pixels, 2), width = dim(pixels, 3);
     py::array_t<float> out({cameras, e.image_tokens(height, width), e.config().text_width});
     float* to = out.mutable_data();
-    py::gil_scoped_release release;
+    GilRelease release;
     e.encode_images(from, cameras, height, width, to);
     return out;
 }
@@ -204,12 +241,11 @@ int prefill(Engine& e, const py::object& image_tokens, const py::object& camera_
             const py::object& tokens, const py::object& token_mask, const py::object& state) {
     const float* images =
         data_of<float>(image_tokens, "image_tokens", {-1, -1, e.config().text_width});
-    const int cameras = static_cast<int>(dim(image_tokens, 0));
-    const int per_camera = static_cast<int>(dim(image_tokens, 1));
-    const bool* mask = data_of<bool>(camera_mask, "camera_mask", {cameras});
-    const std::vector<int> ids = token_ids(tokens, token_mask);
+    const int cameras = dim(image_tokens, 0), per_camera = dim(image_tokens, 1);
+    const uint8_t* mask = mask_of(camera_mask, "camera_mask", cameras);
+    const std::vector<int> ids = token_ids(e.config(), tokens, token_mask);
     const float* s = data_of<float>(state, "state", {e.config().max_state_dim});
-    py::gil_scoped_release release;
+    GilRelease release;
     return e.prefill(images, cameras, per_camera, mask, ids.data(), static_cast<int>(ids.size()),
                      s);
 }
@@ -219,7 +255,7 @@ py::array_t<float> denoise(Engine& e, const py::object& noise, int steps, int ho
     const FlowArguments flow(e, noise, steps, horizon, rtc);
     py::array_t<float> out({horizon, e.config().max_action_dim});
     float* to = out.mutable_data();
-    py::gil_scoped_release release;
+    GilRelease release;
     e.denoise(flow.flow, to);
     return out;
 }
@@ -230,14 +266,14 @@ py::dict predict(Engine& e, const std::vector<py::object>& frames, const py::obj
     const ModelConfig& c = e.config();
     std::vector<Frame> views;
     for (const py::object& f : frames) views.push_back(frame_of(f, "frame"));
-    const std::vector<int> ids = token_ids(tokens, py::none());
+    const std::vector<int> ids = token_ids(c, tokens, py::none());
     const float* s = data_of<float>(state, "state", {c.state_dim});
     const FlowArguments flow(e, noise, steps, horizon, rtc);
     py::array_t<float> normalized({horizon, c.action_dim}), actions({horizon, c.action_dim});
     float *n = normalized.mutable_data(), *a = actions.mutable_data();
     Timings t;
     {
-        py::gil_scoped_release release;
+        GilRelease release;
         t = e.predict(views, ids.data(), static_cast<int>(ids.size()), s, state_is_normalized,
                       flow.flow, n, a);
     }
@@ -272,11 +308,11 @@ Frame frame_of(const py::object& frame, const char* name) {
     const bool is_u8 = py::isinstance<py::array_t<uint8_t>>(frame);
     const void* data = is_u8 ? static_cast<const void*>(data_of<uint8_t>(frame, name, {-1, -1, 3}))
                              : data_of<float>(frame, name, {-1, -1, 3});
-    const py::ssize_t height = dim(frame, 0), width = dim(frame, 1);
+    const int height = dim(frame, 0), width = dim(frame, 1);
     if (height < 1 || width < 1 || height > 16384 || width > 16384)
-        fail(ErrorKind::input, "%s: a frame of %d x %d pixels is outside 1..16384", name,
-             static_cast<int>(width), static_cast<int>(height));
-    return {data, is_u8, static_cast<int>(height), static_cast<int>(width)};
+        fail(ErrorKind::input, "%s: a frame of %d x %d pixels is outside 1..16384", name, width,
+             height);
+    return {data, is_u8, height, width};
 }
 
 void bind_engine(py::module_& m) {

@@ -1,9 +1,11 @@
 // The module smolvla_edge._core: free functions and the translation of errors.
 #include "bindings/engine.h"
 
+#include <atomic>
 #include <chrono>
 #include <thread>
 
+#include "bindings/gil.h"
 #include "cpu/image.h"
 #include "cpu/isa.h"
 #include "runtime/philox.h"
@@ -17,7 +19,11 @@ void translate(const Error& error) {
                                         "NonFiniteError"};
     const py::object type =
         py::module_::import("smolvla_edge.errors").attr(names[static_cast<int>(error.kind)]);
-    PyErr_SetString(type.ptr(), error.what());
+    // Paths and environment variables in the text need not be UTF-8.
+    const std::string text = error.what();
+    PyObject* message =
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace");
+    PyErr_SetObject(type.ptr(), py::reinterpret_steal<py::object>(message).ptr());
 }
 
 py::array_t<float> normal(uint64_t seed, size_t rows, size_t cols) {
@@ -29,22 +35,29 @@ py::array_t<float> normal(uint64_t seed, size_t rows, size_t cols) {
 // What `threads` cores reach on fused multiply-adds in registers: the ceiling reports divide by.
 double fma_peak(int threads, const std::string& isa, double milliseconds) {
     const cpu::Kernels kernels = cpu::choose_kernels(isa);
-    if (threads <= 0) threads = default_threads();
+    if (threads < 0 || threads > kMaxThreads)
+        fail(ErrorKind::input, "threads: expected 0 (automatic) to %d, got %d", kMaxThreads,
+             threads);
+    if (!(milliseconds > 0 && milliseconds <= 60e3))
+        fail(ErrorKind::input, "milliseconds: expected more than 0, at most 60000, got %g",
+             milliseconds);
+    if (threads == 0) threads = default_threads();
     std::vector<double> rate(static_cast<size_t>(threads));
-    py::gil_scoped_release release;
-    std::vector<std::thread> pool;
-    for (double& r : rate)
-        pool.emplace_back([&] {
-            using clock = std::chrono::steady_clock;
-            kernels.fma_chain(100000);  // wake the clocks
-            double flops = 0, seconds = 0;
-            for (const auto start = clock::now(); seconds * 1e3 < milliseconds;) {
-                flops += kernels.fma_chain(200000);
-                seconds = std::chrono::duration<double>(clock::now() - start).count();
-            }
-            r = flops / seconds * 1e-9;
-        });
-    for (std::thread& t : pool) t.join();
+    GilRelease release;
+    ThreadPool pool(threads);
+    std::atomic<int> arrived{0};
+    pool.run(threads, [&](int item, int) {
+        using clock = std::chrono::steady_clock;
+        // All at once: a thread that comes late would be measured alone.
+        for (++arrived; arrived < threads;) std::this_thread::yield();
+        kernels.fma_chain(100000);  // wake the clocks
+        double flops = 0, seconds = 0;
+        for (const auto start = clock::now(); seconds * 1e3 < milliseconds;) {
+            flops += kernels.fma_chain(200000);
+            seconds = std::chrono::duration<double>(clock::now() - start).count();
+        }
+        rate[static_cast<size_t>(item)] = flops / seconds * 1e-9;
+    });
     double sum = 0;
     for (double r : rate) sum += r;
     return sum;
@@ -79,6 +92,7 @@ py::list kernel_table(const std::string& isa) {
 }
 
 py::array_t<float> letterbox(const py::object& frame, int width, int height) {
+    if (frame.is_none()) fail(ErrorKind::input, "frame: expected a numpy array, got None");
     const Frame f = frame_of(frame, "frame");
     if (width < 1 || height < 1 || width > 8192 || height > 8192)
         fail(ErrorKind::input, "letterbox to %d x %d is outside 1..8192", width, height);

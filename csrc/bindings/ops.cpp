@@ -2,7 +2,11 @@
 // does not go through here.
 #include <pybind11/stl.h>
 
+#include <mutex>
+
 #include "bindings/engine.h"
+#include "bindings/gil.h"
+#include "runtime/threads.h"
 
 namespace smolvla::bindings {
 namespace {
@@ -11,15 +15,26 @@ Mat view(const float* data, py::ssize_t rows, py::ssize_t cols) {
     return {const_cast<float*>(data), static_cast<int>(rows), static_cast<int>(cols), cols};
 }
 
+int within(const char* name, int value, int low, int high) {
+    if (value < low || value > high)
+        fail(ErrorKind::input, "%s = %d is outside [%d, %d]", name, value, low, high);
+    return value;
+}
+
 class CpuOps {
 public:
     CpuOps(int threads, const std::string& isa)
-        : ops_(make_cpu_backend(size_t{1} << 30, size_t{1} << 30, threads, isa)) {}
+        : ops_(make_cpu_backend(size_t{1} << 30, size_t{1} << 30,
+                                within("threads", threads, 1, kMaxThreads), isa)) {}
 
     // A raw file of [out, in] elements (two stacked matrices when gated); returns a handle.
     size_t load_linear(const std::string& path, const std::string& dtype, int out, int in,
                        bool gated) {
         const DType type = parse_dtype(dtype);
+        within("out", out, gated ? 2 : 1, kMaxSize);
+        within("in", in, 1, kMaxSize);
+        if (gated && out % 2 != 0)
+            fail(ErrorKind::input, "out: expected an even number of gated rows, got %d", out);
         const int rows = gated ? out / 2 : out;
         const uint64_t bytes = uint64_t(rows) * in * dtype_bytes(type);
         std::vector<TensorEntry> entries;
@@ -31,59 +46,100 @@ public:
             entries.push_back({names.back(), type, {rows, in}, path, part * bytes, bytes});
         }
         const TensorSource source(entries);
-        linears_.push_back({ops_->load_linear(source, names, {}, in, outs, gated), rows, in});
+        const Linear* made;
+        {
+            GilRelease release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            made = ops_->load_linear(source, names, {}, in, outs, gated);
+        }
+        linears_.push_back({made, rows, in});
         return linears_.size() - 1;
     }
 
     void linear(size_t handle, const py::object& x, const py::object& y, const py::object& bias,
                 const std::string& activation, const py::object& residual, float scale) {
-        const Weight& w = linears_.at(handle);
+        const Weight w = linears_.at(handle);
         const float* from = data_of<float>(x, "x", {-1, w.in});
-        const py::ssize_t rows = dim(x, 0);
-        const float* to = data_of<float>(y, "y", {rows, w.out});
+        const int rows = dim(x, 0);
+        const float* to = mutable_data_of<float>(y, "y", {rows, w.out});
         LinearOptions o;
         // The kernels read biases in whole panels.
         if (!bias.is_none()) o.bias = data_of<float>(bias, "bias", {(w.out + 31) / 32 * 32});
         if (!residual.is_none())
             o.residual = view(data_of<float>(residual, "residual", {rows, w.out}), rows, w.out);
-        if (activation == "gelu_tanh") o.activation = Activation::gelu_tanh;
-        if (activation == "silu") o.activation = Activation::silu;
+        if (activation == "gelu_tanh")
+            o.activation = Activation::gelu_tanh;
+        else if (activation == "silu")
+            o.activation = Activation::silu;
+        else if (activation != "none")
+            fail(ErrorKind::input, "activation: expected none, gelu_tanh or silu, got %s",
+                 activation.c_str());
         o.scale = scale;
-        py::gil_scoped_release release;
+        GilRelease release;
+        const std::lock_guard<std::mutex> lock(mutex_);
         ops_->linear(view(from, rows, w.in), w.linear, view(to, rows, w.out), o);
     }
 
     size_t make_kv(int kv_heads, int head_dim, int capacity) {
-        kvs_.push_back(ops_->make_kv(kv_heads, head_dim, capacity));
+        within("kv_heads", kv_heads, 1, kMaxSize);
+        within("head_dim", head_dim, 1, kMaxSize);
+        within("capacity", capacity, 1, kMaxSize);
+        KvStore* made;
+        {
+            GilRelease release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            made = ops_->make_kv(kv_heads, head_dim, capacity);
+        }
+        kvs_.push_back({made, kv_heads, head_dim, capacity});
         return kvs_.size() - 1;
     }
 
     void store_kv(size_t handle, const py::object& keys, const py::object& values, int first) {
-        const float* k = data_of<float>(keys, "keys", {-1, -1});
-        const py::ssize_t rows = dim(keys, 0), cols = dim(keys, 1);
+        const Kv kv = kvs_.at(handle);
+        const int cols = kv.heads * kv.head_dim;
+        const float* k = data_of<float>(keys, "keys", {-1, cols});
+        const int rows = within("rows of keys", dim(keys, 0), 0, kv.capacity);
         const float* v = data_of<float>(values, "values", {rows, cols});
-        ops_->store_kv(view(k, rows, cols), view(v, rows, cols), kvs_.at(handle), first);
+        within("first", first, 0, kv.capacity - rows);
+        GilRelease release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        ops_->store_kv(view(k, rows, cols), view(v, rows, cols), kv.store, first);
     }
 
     void attention(size_t handle, const py::object& q, const py::object& lengths,
                    const py::object& out, int heads, int kv_heads) {
-        const float* from = data_of<float>(q, "q", {-1, -1});
-        const py::ssize_t rows = dim(q, 0), cols = dim(q, 1);
+        const Kv kv = kvs_.at(handle);
+        within("kv_heads", kv_heads, kv.heads, kv.heads);
+        within("heads", heads, kv_heads, kMaxSize);
+        if (heads % kv_heads != 0)
+            fail(ErrorKind::input, "heads: expected a multiple of kv_heads = %d, got %d", kv_heads,
+                 heads);
+        const py::ssize_t cols = py::ssize_t{heads} * kv.head_dim;
+        const float* from = data_of<float>(q, "q", {-1, cols});
+        const int rows = dim(q, 0);
         const int* counts = data_of<int>(lengths, "lengths", {rows});
-        const float* to = data_of<float>(out, "out", {rows, cols});
-        const AttentionShape shape{heads, kv_heads, static_cast<int>(cols) / heads, counts};
-        py::gil_scoped_release release;
-        ops_->attention(view(from, rows, cols), kvs_.at(handle), shape, view(to, rows, cols));
+        for (int r = 0; r < rows; ++r) within("a length", counts[r], 1, kv.capacity);
+        const float* to = mutable_data_of<float>(out, "out", {rows, cols});
+        const AttentionShape shape{heads, kv_heads, kv.head_dim, counts};
+        GilRelease release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        ops_->attention(view(from, rows, cols), kv.store, shape, view(to, rows, cols));
     }
 
 private:
+    static constexpr int kMaxSize = 1 << 16;
     struct Weight {
         const Linear* linear;
         int out, in;
     };
+    struct Kv {
+        KvStore* store;
+        int heads, head_dim, capacity;
+    };
+    std::mutex mutex_;  // of ops_; taken without the GIL, which guards the handles
     std::unique_ptr<Backend> ops_;
     std::vector<Weight> linears_;
-    std::vector<KvStore*> kvs_;
+    std::vector<Kv> kvs_;
 };
 
 }  // namespace

@@ -69,8 +69,11 @@ public:
         kv->keys = make_buffer(kv->head_floats() * kv_heads);
         kv->values = make_buffer(size_t(kv_heads) * kv->value_panels() * kv->capacity * kPanel);
         if (kv->capacity > scratch_capacity_) {
+            std::vector<float*> larger;  // all or nothing: a full arena leaves the old ones in use
+            for (size_t i = 0; i < scratch_.size(); ++i)
+                larger.push_back(make_buffer(size_t(query_block()) * score_ld(kv->capacity)));
+            scratch_.swap(larger);
             scratch_capacity_ = kv->capacity;
-            for (float*& s : scratch_) s = make_buffer(size_t(query_block()) * score_ld());
         }
         kvs_.push_back(std::move(kv));
         return kvs_.back().get();
@@ -169,7 +172,7 @@ public:
             const int keys = *std::max_element(s.lengths + first, s.lengths + first + rows);
             const int tiles = ceil_div(rows, most), padded = ceil_div(keys, kPanel) * kPanel;
             float* scores = scratch_[static_cast<size_t>(thread)];
-            const ptrdiff_t ld = score_ld();
+            const ptrdiff_t ld = score_ld(scratch_capacity_);
             for (int k = 0; k < keys; k += kPanel)
                 for (int t = 0; t < tiles; ++t) {
                     const int r = part_start(rows, tiles, t);
@@ -271,7 +274,7 @@ public:
 
 private:
     int query_block() const { return kQueryTiles * kernels_.gemm_f32->max_rows; }
-    ptrdiff_t score_ld() const { return scratch_capacity_ + 16; }
+    static ptrdiff_t score_ld(int capacity) { return capacity + 16; }
 
     // Rows that cost little each: several to an item.
     template <class Body>

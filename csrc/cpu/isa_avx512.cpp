@@ -1,17 +1,19 @@
-// AVX-512 (F, BW): the kernels of kernels.inl over one zmm register. The pragma gives the target to
-// these functions only; nothing included above it can end up holding AVX-512 instructions.
-#include "cpu/isa.h"
-
+// AVX-512 (F, BW): the kernels of kernels.inl over one zmm register.
 #include <utility>
+
+#include "cpu/isa.h"
+#include "cpu/target.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC push_options
+#if !defined(__clang__)
 // GCC 12 warns of its own _mm512_undefined_ps() (its bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#endif
+
+SMOLVLA_TARGET_BEGIN("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 
 namespace smolvla::cpu::avx512 {
 #include "cpu/simd/avx512.h"
@@ -25,5 +27,5 @@ const Kernels kernels = {"avx512", &gemm_f32, &gemm_bf16, epilogue_tile, layer_n
                          rms_norm, softmax,   scale_rows, rope,          fma_chain};
 }  // namespace smolvla::cpu::avx512
 
-#pragma GCC pop_options
+SMOLVLA_TARGET_END
 #endif

@@ -1,9 +1,10 @@
 // The reference: plain C++, in every build, on every CPU. It is compiled a second time with the FMA
 // instruction, because without it each fma() is a call into libm; the bits are the same either way
 // (fma is exactly rounded by definition), only the time differs.
-#include "cpu/isa.h"
-
 #include <utility>
+
+#include "cpu/isa.h"
+#include "cpu/target.h"
 
 namespace smolvla::cpu::scalar {
 #include "cpu/simd/scalar.h"
@@ -18,8 +19,7 @@ const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_n
 }  // namespace smolvla::cpu::scalar
 
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("fma")
+SMOLVLA_TARGET_BEGIN("fma")
 
 namespace smolvla::cpu::scalar_fma {
 #include "cpu/simd/scalar.h"
@@ -33,5 +33,5 @@ const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_n
                          rms_norm, softmax,   scale_rows, rope,          fma_chain};
 }  // namespace smolvla::cpu::scalar_fma
 
-#pragma GCC pop_options
+SMOLVLA_TARGET_END
 #endif

@@ -75,10 +75,11 @@ void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, floa
 // ---- exponential and activations ---------------------------------------------------------------
 
 // exp(x) to about 1 ulp: 2^n * p(r), r = x - n ln 2 in two parts, p of degree 7 on |r| <= ln 2 / 2.
-// Clamped to [-87.3, 88.3], where the result stays a normal number.
+// Clamped to [-87.3, 88.3], where the result stays a normal number. x is the second operand of min
+// and max, so that a NaN stays one: clamped away, it would turn into finite, wrong actions.
 inline F32x16 exp(F32x16 x) {
     const F32x16 shift = F32x16::broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to integer
-    x = min(max(x, F32x16::broadcast(-87.3f)), F32x16::broadcast(88.3f));
+    x = min(F32x16::broadcast(88.3f), max(F32x16::broadcast(-87.3f), x));
     const F32x16 t = fma(x, F32x16::broadcast(1.44269504089f), shift);
     const F32x16 n = t - shift;
     F32x16 r = fma(n, F32x16::broadcast(-0.693359375f), x);

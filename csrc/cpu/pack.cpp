@@ -59,7 +59,8 @@ Linear pack_linear(Arena& arena, const TensorSource& source,
     Linear w = reserve(arena, in, columns, bf16, gated);
 
     // 16 rows at a time: one cache line of a panel row is then written by neighbouring stores.
-    std::vector<char> staging(size_t(16) * in * sizeof(float));
+    std::vector<uint16_t> narrow(bf16 ? size_t(16) * in : 0);
+    std::vector<float> wide(bf16 ? 0 : size_t(16) * in);
     int first = 0;
     for (size_t part = 0; part < weights.size(); ++part) {
         const TensorEntry& e = source.find(weights[part]);
@@ -67,17 +68,15 @@ Linear pack_linear(Arena& arena, const TensorSource& source,
             const int n = std::min(16, out[part] - c);
             const int64_t from = int64_t(c) * in, count = int64_t(n) * in;
             if (bf16)
-                source.read(e, from, count, staging.data());
+                source.read(e, from, count, narrow.data());
             else
-                source.read_f32(e, from, count, reinterpret_cast<float*>(staging.data()));
+                source.read_f32(e, from, count, wide.data());
             for (int i = 0; i < n; ++i) {
                 const int column = packed_column(c + i, static_cast<int>(part), first, gated);
                 if (bf16)
-                    put_bf16(w, column,
-                             reinterpret_cast<const uint16_t*>(staging.data()) + size_t(i) * in);
+                    put_bf16(w, column, &narrow[size_t(i) * in]);
                 else
-                    put_f32(w, column,
-                            reinterpret_cast<const float*>(staging.data()) + size_t(i) * in);
+                    put_f32(w, column, &wide[size_t(i) * in]);
             }
         }
         first += out[part];

@@ -1,5 +1,7 @@
 #include "model/config.h"
 
+#include <cmath>
+
 #include "runtime/error.h"
 
 namespace smolvla {
@@ -15,7 +17,7 @@ void ModelConfig::check() const {
         {"vision_heads", vision_heads, 1, 1 << 8},
         {"vision_layers", vision_layers, 1, 1 << 8},
         {"patch_size", patch_size, 1, 1 << 8},
-        {"image_size", image_size, 1, 1 << 12},
+        {"image_size", image_size, patch_size, 1 << 12},
         {"scale_factor", scale_factor, 1, 64},
         {"text_width", text_width, 1, 1 << 14},
         {"text_mlp", text_mlp, 1, 1 << 16},
@@ -32,7 +34,7 @@ void ModelConfig::check() const {
         {"max_cameras", max_cameras, 1, 64},
         {"tokenizer_max_length", tokenizer_max_length, 1, 1 << 13},
         {"chunk_size", chunk_size, 1, 1 << 12},
-        {"num_steps", num_steps, 1, 1 << 12},
+        {"num_steps", num_steps, 1, kMaxSteps},
         {"max_state_dim", max_state_dim, 1, 1 << 12},
         {"max_action_dim", max_action_dim, 1, 1 << 12},
         {"state_dim", state_dim, 0, max_state_dim},
@@ -42,6 +44,22 @@ void ModelConfig::check() const {
         if (b.value < b.low || b.value > b.high)
             fail(ErrorKind::checkpoint, "%s = %ld is outside [%ld, %ld]", b.name, b.value, b.low,
                  b.high);
+    const std::pair<const char*, double> positive[] = {{"vision_eps", vision_eps},
+                                                       {"rms_eps", rms_eps},
+                                                       {"rope_theta", rope_theta},
+                                                       {"min_period", min_period},
+                                                       {"max_period", max_period}};
+    for (const auto& [name, value] : positive)
+        if (!std::isfinite(value) || value <= 0)
+            fail(ErrorKind::checkpoint, "%s: expected a positive, finite number, got %g", name,
+                 value);
+    if ((resize_width == 0) != (resize_height == 0))
+        fail(ErrorKind::checkpoint, "resize: expected a width and a height, or neither, got %d, %d",
+             resize_width, resize_height);
+    for (int id : {fake_token_id, global_token_id})
+        if (add_image_special_tokens && (id < 0 || id >= vocab))
+            fail(ErrorKind::checkpoint, "image special token %d is outside the vocabulary of %d",
+                 id, vocab);
     const auto divides = [](const char* what, int a, int b) {
         if (a % b != 0) fail(ErrorKind::checkpoint, "%s: %d is not divisible by %d", what, a, b);
     };
@@ -57,6 +75,14 @@ void ModelConfig::check() const {
     for (int l = 0; l < text_layers; ++l)
         if (is_self_layer(l) && expert_layer_of(l) < 0)
             fail(ErrorKind::checkpoint, "text layer %d is a self layer without an expert layer", l);
+}
+
+void Statistics::check(const char* feature, int dims) const {
+    const size_t expected = mode == Mode::identity ? 0 : static_cast<size_t>(dims);
+    if (a.size() != expected || b.size() != expected)
+        fail(ErrorKind::checkpoint,
+             "statistics of %s: expected two vectors of %zu, got %zu and %zu", feature, expected,
+             a.size(), b.size());
 }
 
 void Statistics::normalize(float* x, int n) const {

@@ -57,6 +57,8 @@ struct ModelConfig {
         return max_cameras * (max_image_tokens() + 3) + tokenizer_max_length + 1;
     }
 
+    static constexpr int kMaxSteps = 1000;  // of denoising, in the checkpoint or asked for
+
     // Refuses sizes that the code below would divide by, overflow on or index past.
     void check() const;
 };
@@ -71,6 +73,8 @@ struct Statistics {
 
     void normalize(float* x, int n) const;
     void unnormalize(float* x, int n) const;
+    // Refuses vectors that are not `dims` long.
+    void check(const char* feature, int dims) const;
 };
 
 }  // namespace smolvla

@@ -31,9 +31,14 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
         (prefix + chunk + 64) * (2 * kv * kv_pad * c.expert_layers + 256) +
         chunk * (4 * c.expert_width + 2 * q + 2 * kv + c.expert_mlp + 4 * c.max_action_dim + 512);
     const size_t scores = 4 * static_cast<size_t>(threads) * 64 * (patches + prefix + chunk + 64);
-    const size_t images = c.max_cameras * c.max_image_tokens() * (c.text_width + 32) +
-                          3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
-    return (vision + text + expert + scores + images) * sizeof(float) * 3 / 2 + (size_t{64} << 20);
+    const size_t images =
+        static_cast<size_t>(c.max_cameras) * c.max_image_tokens() * (c.text_width + 32) +
+        3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
+    const size_t vectors = 4 * vw * c.vision_layers + size_t{2} * c.text_width * c.text_layers +
+                           size_t{2} * c.expert_width * c.expert_layers +
+                           static_cast<size_t>(c.kMaxSteps) * (c.expert_width + 128);
+    return (vision + text + expert + scores + images + vectors) * sizeof(float) * 3 / 2 +
+           (size_t{64} << 20);
 }
 
 }  // namespace
@@ -45,6 +50,8 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
       action_statistics_(action),
       source_((config.check(), tensors)),
       owner_(getpid()) {
+    state_statistics_.check("state", config_.state_dim);
+    action_statistics_.check("action", config_.action_dim);
     if (threads <= 0) threads = default_threads();
     // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
     ops_ = make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
@@ -73,8 +80,8 @@ std::unique_lock<std::mutex> Engine::enter() {
 void Engine::check_flow(const FlowInput& f) const {
     if (f.rows < 1 || f.rows > config_.chunk_size)
         fail(ErrorKind::input, "horizon %d is outside [1, %d]", f.rows, config_.chunk_size);
-    if (f.steps < 1 || f.steps > 1000)
-        fail(ErrorKind::input, "%d denoise steps are outside [1, 1000]", f.steps);
+    if (f.steps < 1 || f.steps > config_.kMaxSteps)
+        fail(ErrorKind::input, "%d denoise steps are outside [1, %d]", f.steps, config_.kMaxSteps);
     const Guidance& g = f.guidance;
     if (!g.previous) return;
     if (g.rows > config_.chunk_size || g.dims > config_.max_action_dim)
@@ -118,7 +125,7 @@ void Engine::fill_prefix(const Mat* images, int cameras, const int* tokens, int 
 }
 
 int Engine::prefill(const float* image_tokens, int cameras, int tokens_per_camera,
-                    const bool* camera_mask, const int* tokens, int token_count,
+                    const uint8_t* camera_mask, const int* tokens, int token_count,
                     const float* state) {
     const auto lock = enter();
     check_cameras(static_cast<size_t>(cameras));
@@ -208,8 +215,11 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
         action_statistics_.unnormalize(robot_units, dims);
         for (int d = 0; d < dims; ++d)
             if (!std::isfinite(robot_units[d]))
-                fail(ErrorKind::non_finite, "action [%d, %d] is %f; no action is returned", r, d,
-                     double(robot_units[d]));
+                fail(
+                    ErrorKind::non_finite,
+                    "expected finite actions, got %f in row %d, dimension %d; none is returned. "
+                    "Check the state and noise given, then the checkpoint's weights and statistics",
+                    double(robot_units[d]), r, d);
     }
     times.flow = now_ms() - flow_start;
     times.total = now_ms() - start;

@@ -22,8 +22,8 @@ struct Timings {  // milliseconds
 struct ModelInput {
     const float* pixels;  // [cameras, 3, height, width] in [-1, 1]
     int cameras, height, width;
-    const bool* camera_mask;  // [cameras]
-    const int* tokens;        // valid ones only
+    const uint8_t* camera_mask;  // [cameras]; 0: masked
+    const int* tokens;           // valid ones only
     int token_count;
     const float* state;  // [max_state_dim]
 };
@@ -45,11 +45,14 @@ public:
     // Called between stages and steps; may throw to stop the call (Ctrl-C).
     void set_interrupt_check(std::function<void()> check) { check_ = std::move(check); }
 
+    // Raises an input error for a horizon, steps or guidance outside what the model was built for.
+    void check_flow(const FlowInput& flow) const;
+
     // --- seams -----------------------------------------------------------------------------------
     int image_tokens(int height, int width) const;
     void encode_images(const float* pixels, int cameras, int height, int width, float* tokens);
     int prefill(const float* image_tokens, int cameras, int tokens_per_camera,
-                const bool* camera_mask, const int* tokens, int token_count, const float* state);
+                const uint8_t* camera_mask, const int* tokens, int token_count, const float* state);
     void denoise(const FlowInput& flow, float* out);
 
     // --- the model alone: out [rows, max_action_dim]
@@ -68,7 +71,6 @@ public:
 
 private:
     std::unique_lock<std::mutex> enter();
-    void check_flow(const FlowInput& flow) const;
     void run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
     void check_cameras(size_t count) const;
     // An image without data is a masked camera.

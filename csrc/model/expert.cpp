@@ -56,6 +56,9 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
     hidden_ = ops.make_mat(rows, c.expert_mlp);
     velocity_ = ops.make_mat(rows, c.max_action_dim);
     lengths_.assign(static_cast<size_t>(rows), 0);
+    // The table is used as a bias, which the backend reads in whole panels: pad the rows.
+    time_table_ = ops.make_mat(c.kMaxSteps, (width + 63) / 64 * 64);
+    wave_.assign(static_cast<size_t>(width), 0.0f);
     set_steps(c.num_steps);
 }
 
@@ -96,9 +99,6 @@ float Expert::time_of_step(int step, int steps) {
 void Expert::set_steps(int steps) {
     if (steps == steps_) return;
     const int width = config_.expert_width, half = width / 2;
-    // The table is used as a bias, which the backend reads in whole panels: pad the rows.
-    if (steps > time_table_.rows) time_table_ = ops_.make_mat(steps, (width + 63) / 64 * 64);
-    std::vector<float> wave(static_cast<size_t>(width));
     for (int s = 0; s < steps; ++s) {
         const double t = time_of_step(s, steps);
         for (int i = 0; i < half; ++i) {
@@ -106,13 +106,13 @@ void Expert::set_steps(int steps) {
             const double period =
                 config_.min_period * std::pow(config_.max_period / config_.min_period, fraction);
             const double angle = 1.0 / period * 2.0 * M_PI * t;
-            wave[i] = static_cast<float>(std::sin(angle));
-            wave[half + i] = static_cast<float>(std::cos(angle));
+            wave_[i] = static_cast<float>(std::sin(angle));
+            wave_[half + i] = static_cast<float>(std::cos(angle));
         }
         for (int o = 0; o < width; ++o) {
             double sum = time_bias_[o];
             const float* row = &time_weight_[size_t(o) * width];
-            for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave[k]);
+            for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave_[k]);
             time_table_.row(s)[o] = static_cast<float>(sum);
         }
     }

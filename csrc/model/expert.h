@@ -14,8 +14,7 @@ public:
     // once per call and not once per step: they depend on the prefix only.
     void set_prefix(int text_layer, Mat keys, Mat values);
 
-    // The time half of action_time_mlp_in for N steps, a table of N vectors. Allocates only when N
-    // grows past every N seen before.
+    // The time half of action_time_mlp_in for `steps` <= kMaxSteps, a table of `steps` vectors.
     void set_steps(int steps);
 
     // Velocity [rows, max_action_dim] of actions x [rows, max_action_dim] at step `step`.
@@ -41,7 +40,7 @@ private:
     const float* norm_;
     RopeTable rope_;
     std::vector<float> time_weight_;  // [expert_width, expert_width], the time half
-    std::vector<float> time_bias_;
+    std::vector<float> time_bias_, wave_;
     Mat time_table_;
     int steps_ = 0;
     std::vector<int> lengths_;

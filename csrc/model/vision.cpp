@@ -64,9 +64,10 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
 
 ImageGrid Vision::grid(int height, int width) const {
     ImageGrid g{height / config_.patch_size, width / config_.patch_size, 0};
-    g.side = static_cast<int>(std::lround(std::sqrt(double(g.patches()))));
-    if (g.patches() < 1 || g.side * g.side != g.patches() || g.side % config_.scale_factor != 0 ||
-        g.patches() > config_.max_patches())
+    const int64_t patches = int64_t{g.rows} * g.cols;  // g.patches() may overflow before the check
+    const bool fits = patches >= 1 && patches <= config_.max_patches();
+    if (fits) g.side = static_cast<int>(std::lround(std::sqrt(double(patches))));
+    if (!fits || g.side * g.side != patches || g.side % config_.scale_factor != 0)
         fail(ErrorKind::input,
              "an image of %d x %d pixels gives %d x %d patches; their count must be at most %d and "
              "the square of a multiple of %d",

@@ -71,20 +71,29 @@ float f16_to_f32(uint16_t bits) {
     return (bits & 0x8000) ? -value : value;
 }
 
+// O_NONBLOCK: opening a pipe that nobody writes to would never return.
+TensorSource::File::File(const std::string& path)
+    : fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st) != 0) {
+        const std::string reason = std::strerror(errno);
+        if (fd >= 0) close(fd);
+        fail(ErrorKind::checkpoint, "cannot open %s: %s", path.c_str(), reason.c_str());
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(fd);
+        fail(ErrorKind::checkpoint, "%s: expected a regular file, got something else",
+             path.c_str());
+    }
+    bytes = static_cast<uint64_t>(st.st_size);
+}
+
+TensorSource::File::~File() { close(fd); }
+
 TensorSource::TensorSource(const std::vector<TensorEntry>& entries) {
     for (const TensorEntry& e : entries) {
-        auto file = files_.find(e.path);
-        if (file == files_.end()) {
-            const int fd = open(e.path.c_str(), O_RDONLY | O_CLOEXEC);
-            struct stat st;
-            if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-                if (fd >= 0) close(fd);
-                fail(ErrorKind::checkpoint, "cannot open %s as a regular file: %s", e.path.c_str(),
-                     std::strerror(errno));
-            }
-            file = files_.emplace(e.path, File{fd, static_cast<uint64_t>(st.st_size)}).first;
-        }
-        check_entry(e, file->second.bytes);
+        const File& file = files_.try_emplace(e.path, e.path).first->second;
+        check_entry(e, file.bytes);
         if (!entries_.emplace(e.name, e).second)
             fail(ErrorKind::checkpoint, "tensor %s is given twice", e.name.c_str());
         total_bytes_ += e.bytes;
@@ -93,7 +102,6 @@ TensorSource::TensorSource(const std::vector<TensorEntry>& entries) {
 
 TensorSource::~TensorSource() {
     for (const Mapping& m : mappings_) munmap(m.base, m.bytes);
-    for (const auto& f : files_) close(f.second.fd);
 }
 
 const TensorEntry& TensorSource::find(const std::string& name) const {
@@ -135,13 +143,12 @@ void TensorSource::read_f32(const TensorEntry& entry, int64_t first, int64_t cou
                             float* out) const {
     if (entry.dtype == DType::f32) return read(entry, first, count, out);
     constexpr int64_t kBlock = 64 << 10;
-    staging_.resize(static_cast<size_t>(kBlock) * 2);
-    const uint16_t* bits = reinterpret_cast<const uint16_t*>(staging_.data());
+    staging_.resize(static_cast<size_t>(kBlock));
     const auto widen = entry.dtype == DType::bf16 ? bf16_to_f32 : f16_to_f32;
     for (int64_t done = 0; done < count; done += kBlock) {
         const int64_t n = std::min(kBlock, count - done);
         read(entry, first + done, n, staging_.data());
-        for (int64_t i = 0; i < n; ++i) out[done + i] = widen(bits[i]);
+        for (int64_t i = 0; i < n; ++i) out[done + i] = widen(staging_[static_cast<size_t>(i)]);
     }
 }
 

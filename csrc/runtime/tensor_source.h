@@ -44,7 +44,12 @@ public:
     const void* map(const TensorEntry& entry);
 
 private:
+    // Closes by itself: a constructor that refuses an entry runs no destructor of TensorSource.
     struct File {
+        explicit File(const std::string& path);
+        ~File();
+        File(const File&) = delete;
+        File& operator=(const File&) = delete;
         int fd;
         uint64_t bytes;
     };
@@ -56,7 +61,7 @@ private:
     std::map<std::string, File> files_;
     std::vector<Mapping> mappings_;
     uint64_t total_bytes_ = 0;
-    mutable std::vector<char> staging_;
+    mutable std::vector<uint16_t> staging_;
 };
 
 float bf16_to_f32(uint16_t bits);

@@ -1,9 +1,13 @@
 #include "runtime/threads.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
+#include <system_error>
+
+#include "runtime/error.h"
 
 namespace smolvla {
 namespace {
@@ -47,20 +51,40 @@ int default_threads() {
     if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
     const double quota = cgroup_quota();
     if (quota > 0) cores = std::min(cores, static_cast<int>(quota + 0.5));
-    return std::max(1, cores);
+    return std::clamp(cores, 1, kMaxThreads);
 }
 
-ThreadPool::ThreadPool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+ThreadPool::ThreadPool(int threads) : owner_(getpid()) {
+    workers_.reserve(static_cast<size_t>(std::max(threads, 1)));
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& error) {
+        stop();
+        fail(ErrorKind::backend,
+             "expected to start %d threads, the system refused after %d (%s); ask for fewer or "
+             "raise the limits (ulimit -u, -v)",
+             threads, size(), error.code().message().c_str());
+    }
 }
 
 ThreadPool::~ThreadPool() {
+    if (getpid() == owner_) {
+        stop();
+        return;
+    }
+    // A fork copied this object but not its threads. Joining them, or destroying the condition
+    // variable that they wait on, would never return; the child gives up a few bytes instead.
+    new std::vector<std::thread>(std::move(workers_));
+    (void)parking_.release();
+}
+
+void ThreadPool::stop() {
     {
-        std::lock_guard<std::mutex> lock(mutex_);
+        std::lock_guard<std::mutex> lock(parking_->mutex);
         stop_ = true;
         state_.fetch_add(kNextJob);
     }
-    wake_.notify_all();
+    parking_->wake.notify_all();
     for (std::thread& t : workers_) t.join();
 }
 
@@ -78,8 +102,9 @@ void ThreadPool::start(int items, Call call, const void* context) {
     const uint64_t job = state_.load(std::memory_order_relaxed) / kNextJob + 1;
     state_.store(job * kNextJob | kOpen);
     if (parked_.load() > 0) {
-        std::lock_guard<std::mutex> lock(mutex_);  // a worker is either waiting or yet to re-check
-        wake_.notify_all();
+        // With the lock, a worker is either waiting or yet to re-check.
+        std::lock_guard<std::mutex> lock(parking_->mutex);
+        parking_->wake.notify_all();
     }
     drain(0);
     uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
@@ -100,9 +125,9 @@ void ThreadPool::work(int thread) {
             if (spins < kSpins) {
                 relax();
             } else {
-                std::unique_lock<std::mutex> lock(mutex_);
+                std::unique_lock<std::mutex> lock(parking_->mutex);
                 parked_.fetch_add(1);
-                wake_.wait(lock, [&] { return state_.load() / kNextJob != seen; });
+                parking_->wake.wait(lock, [&] { return state_.load() / kNextJob != seen; });
                 parked_.fetch_sub(1);
                 spins = 0;
             }

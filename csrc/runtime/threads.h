@@ -6,17 +6,23 @@
 // every item writes its own output and no kernel adds across items.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace smolvla {
 
+constexpr int kMaxThreads = 256;
+
 class ThreadPool {
 public:
+    // Raises a backend error when the system grants fewer threads.
     explicit ThreadPool(int threads);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -47,6 +53,7 @@ private:
     void start(int items, Call call, const void* context);
     void drain(int thread);
     void work(int thread);
+    void stop();
 
     std::vector<std::thread> workers_;
     // The job; written by the caller before it opens `state_`, read by workers that entered it.
@@ -59,11 +66,15 @@ private:
     alignas(64) std::atomic<uint64_t> state_{0};
     std::atomic<int> parked_{0};
     std::atomic<bool> stop_{false};
-    std::mutex mutex_;
-    std::condition_variable wake_;
+    struct Parking {
+        std::mutex mutex;
+        std::condition_variable wake;
+    };
+    std::unique_ptr<Parking> parking_ = std::make_unique<Parking>();
+    const pid_t owner_;
 };
 
-// Cores this process may use: the affinity mask, cut by the cgroup CPU quota; at least 1.
+// Cores this process may use: the affinity mask, cut by the cgroup CPU quota; 1 to kMaxThreads.
 int default_threads();
 
 }  // namespace smolvla

@@ -1,7 +1,7 @@
 """The application: verbs, help, exit codes, and how errors reach a person.
 
 Exit codes: 0 done, 1 verify failed, 2 wrong usage or refused, 70 an error inside smolvla-edge (a
-bug), 130 Ctrl-C.
+bug), 130 Ctrl-C, 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Group(TyperGroup):
             output.error("not enough memory for this model. Close other programs and try again")
         except OSError as cause:
             if cause.errno == errno.EPIPE:  # the reader of our output went away; no one to tell
-                raise
+                raise typer.Exit(output.CLOSED_PIPE) from None
             where = f"{cause.filename}: " if cause.filename else ""
             output.error(f"{where}{cause.strerror or cause}")
         except Exception as fault:

@@ -28,6 +28,7 @@ from rich.text import Text
 FAILED = 1
 REFUSED = 2
 BUG = 70
+CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 STAGES = ("preprocess", "vision", "prefix", "flow", "total")
 _SHOWN_STEPS = 6

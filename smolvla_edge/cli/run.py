@@ -117,10 +117,6 @@ def run(
         _print(policy, chunk, task)
     for flag in chunk.flags:
         output.warn(f"flag: {flag}")
-    for feature in policy.contract.unnormalized:
-        output.warn(f"{feature} is NOT normalised, as --allow-unnormalized asked")
-    for camera in _missing_cameras(policy, chunk):
-        output.warn(f"{camera} is missing, as --allow-missing-cameras asked")
     if plot is not None:
         output.note(f"plot written to {plot}")
 
@@ -147,13 +143,6 @@ def _print(policy: Policy, chunk: ActionChunk, task: str) -> None:
 def _unit(chunk: ActionChunk) -> str:
     unnormalized = "action" in chunk.provenance["unnormalized"]
     return "model units, NOT robot units" if unnormalized else "robot units"
-
-
-def _missing_cameras(policy: Policy, chunk: ActionChunk) -> list[str]:
-    """The policy's cameras that no frame came for, unless as many are meant to be blank."""
-    present = chunk.provenance["cameras"]
-    missing = [name for name in policy.contract.cameras if name not in present]
-    return missing if len(missing) > policy.contract.empty_cameras else []
 
 
 def provenance_facts(provenance: object) -> list[tuple[str, str]]:

@@ -4,15 +4,15 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
-#include <fstream>
 #include <limits>
 #include <new>
-#include <random>
+#include <thread>
 
 #include "check.h"
-#include "model/engine.h"
+#include "tiny_model.h"
 
 static std::atomic<long> allocations{0};
 
@@ -36,91 +36,6 @@ using namespace smolvla;
 
 namespace {
 
-ModelConfig tiny() {
-    ModelConfig c{};
-    c.vision_width = 64, c.vision_mlp = 100, c.vision_heads = 4, c.vision_layers = 2;
-    c.patch_size = 16, c.image_size = 64, c.vision_eps = 1e-6f, c.scale_factor = 2;
-    c.text_width = 96, c.text_mlp = 120, c.heads = 6, c.kv_heads = 2, c.head_dim = 16;
-    c.text_layers = 4, c.vocab = 64, c.rms_eps = 1e-5f;
-    c.expert_width = 72, c.expert_mlp = 88, c.expert_layers = 4;
-    c.cross_attention = true, c.self_attn_every_n = 2, c.rope_theta = 10000.0f;
-    c.resize_width = c.resize_height = 64, c.max_cameras = 2, c.tokenizer_max_length = 12;
-    c.chunk_size = 8, c.num_steps = 3, c.min_period = 0.004, c.max_period = 4.0;
-    c.max_state_dim = 10, c.max_action_dim = 8, c.state_dim = 6, c.action_dim = 5;
-    return c;
-}
-
-// Random weights in one file, every second matrix in bfloat16.
-class Weights {
-public:
-    explicit Weights(const ModelConfig& c)
-        : path_("/tmp/smolvla_engine_" + std::to_string(getpid())), file_(path_, std::ios::binary) {
-        const int64_t vw = c.vision_width, tw = c.text_width, ew = c.expert_width;
-        const int64_t q = c.q_width(), kv = c.kv_width();
-        add("vision.patch", {vw, 3, c.patch_size, c.patch_size}, true);
-        const int side = c.image_size / c.patch_size;
-        add("vision.position", {side * side, vw}, false);
-        for (int i = 0; i < c.vision_layers; ++i) {
-            const std::string at = "vision.layers." + std::to_string(i) + ".";
-            for (const char* name : {"norm1", "norm2"}) add(at + name, {vw}, true);
-            for (const char* name : {"q", "k", "v", "o"}) add(at + "attn." + name, {vw, vw}, true);
-            add(at + "mlp.up", {c.vision_mlp, vw}, true);
-            add(at + "mlp.down", {vw, c.vision_mlp}, true);
-        }
-        add("vision.norm", {vw}, true);
-        add("connector", {tw, vw * c.scale_factor * c.scale_factor}, false);
-        add("text.embed", {c.vocab, tw}, false);
-        for (int i = 0; i < c.text_layers; ++i) block("text", i, tw, c.text_mlp, q, kv, tw);
-        for (int i = 0; i < c.expert_layers; ++i)
-            block("expert", i, ew, c.expert_mlp, q, kv, c.is_self_layer(i) ? ew : kv);
-        add("expert.norm", {ew}, false);
-        add("state_in", {tw, c.max_state_dim}, true);
-        add("action_in", {ew, c.max_action_dim}, true);
-        add("time_in", {ew, 2 * ew}, true);
-        add("time_out", {ew, ew}, true);
-        add("action_out", {c.max_action_dim, ew}, true);
-        file_.close();
-    }
-    ~Weights() { unlink(path_.c_str()); }
-
-    std::vector<TensorEntry> entries;
-
-private:
-    void block(const std::string& part, int i, int64_t width, int64_t mlp, int64_t q, int64_t kv,
-               int64_t kv_in) {
-        const std::string at = part + ".layers." + std::to_string(i) + ".";
-        for (const char* name : {"norm1", "norm2"}) add(at + name, {width}, false);
-        add(at + "attn.q", {q, width}, false);
-        for (const char* name : {"k", "v"}) add(at + "attn." + name, {kv, kv_in}, false);
-        add(at + "attn.o", {width, q}, false);
-        for (const char* name : {"gate", "up"}) add(at + "mlp." + name, {mlp, width}, false);
-        add(at + "mlp.down", {width, mlp}, false);
-    }
-    void add(const std::string& name, std::vector<int64_t> shape, bool with_bias) {
-        put(name + ".weight", shape);
-        if (with_bias) put(name + ".bias", {shape[0]});
-    }
-    void put(const std::string& name, const std::vector<int64_t>& shape) {
-        int64_t count = 1;
-        for (int64_t d : shape) count *= d;
-        const bool bf16 = entries.size() % 2 == 1;
-        std::normal_distribution<float> normal(shape.size() == 1 ? 0.5f : 0.0f,
-                                               1.0f / std::sqrt(float(count / shape[0] + 1)));
-        const uint64_t at = static_cast<uint64_t>(file_.tellp());
-        for (int64_t i = 0; i < count; ++i) {
-            const float x = normal(generator_);
-            // The upper half of a float32 is its bfloat16 (little endian).
-            file_.write(reinterpret_cast<const char*>(&x) + (bf16 ? 2 : 0), bf16 ? 2 : 4);
-        }
-        entries.push_back({name, bf16 ? DType::bf16 : DType::f32, shape, path_, at,
-                           static_cast<uint64_t>(file_.tellp()) - at});
-    }
-
-    std::string path_;
-    std::ofstream file_;
-    std::mt19937 generator_{3};
-};
-
 struct Input {
     std::vector<uint8_t> pixels = std::vector<uint8_t>(48 * 80 * 3);
     std::vector<Frame> frames;
@@ -135,9 +50,10 @@ struct Input {
     }
 };
 
-std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = false) {
+std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = false,
+                       int steps = 3) {
     std::vector<float> normalized(size_t(horizon) * 5), actions(size_t(horizon) * 5);
-    FlowInput flow{in.noise.data(), horizon, 3, {}};
+    FlowInput flow{in.noise.data(), horizon, steps, {}};
     if (guided) {
         flow.guidance.previous = in.previous.data();
         flow.guidance.rows = flow.guidance.dims = 5;
@@ -180,6 +96,13 @@ int main() {
         }
     CHECK(guided != reference);
 
+    {
+        // Every count of steps in turn: the table of time vectors neither grows nor allocates.
+        Engine e(c, state, action, weights.entries, 1, "");
+        for (int steps : {1, 7, 4, 400, ModelConfig::kMaxSteps, 2}) run(e, in, 1, false, steps);
+        CHECK(run(e, in, 8) == reference);
+    }
+
     Engine e(c, state, action, weights.entries, 2, "");
     float out[64], normalized[64];
     FlowInput flow{in.noise.data(), 8, 3, {}};
@@ -207,11 +130,30 @@ int main() {
     broken.kv_heads = 4;
     CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
     broken = c;
+    broken.add_image_special_tokens = true, broken.fake_token_id = c.vocab;  // would read past it
+    CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
+    broken = c;
+    broken.resize_height = 0;
+    CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
+    broken = c;
+    broken.patch_size = 128;
+    CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
+    broken = c;
+    broken.min_period = 0;
+    CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
+    Statistics too_short = state;
+    too_short.b.pop_back();
+    CHECK_THROWS(Engine(c, too_short, action, weights.entries, 1, ""), checkpoint);
+    broken = c;
     broken.text_mlp = 121;  // does not fit the tensors
     CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
 
+    auto parked = std::make_unique<Engine>(c, state, action, weights.entries, 3, "");
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));  // until the workers wait
     const pid_t child = fork();  // the pool's threads do not live in a child
     if (child == 0) {
+        alarm(10);
+        parked.reset();  // must not wait for them either
         try {
             e.predict(in.frames, in.tokens.data(), 5, in.state.data(), false, flow, normalized,
                       out);

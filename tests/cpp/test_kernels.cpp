@@ -210,6 +210,20 @@ void test_softmax(const std::vector<std::string>& isas) {
     }
 }
 
+// A NaN or an infinity among the scores must not come out as finite weights.
+void test_non_finite_scores(const std::vector<std::string>& isas) {
+    for (const std::string& isa : isas)
+        for (int length : {1, 7, 16, 33})
+            for (int at : {0, length / 2, length - 1})
+                for (float bad : {NAN, INFINITY}) {
+                    std::vector<float> p(48, 0.25f);
+                    p[size_t(at)] = bad;
+                    float inverse;
+                    choose_kernels(isa).softmax(p.data(), 48, 1, &length, 48, 0.125f, &inverse);
+                    CHECK(std::isnan(inverse));
+                }
+}
+
 void test_rope_and_scale(const std::vector<std::string>& isas) {
     for (int dim : {2, 8, 16, 64}) {
         const int heads = 3, half = dim / 2;
@@ -263,6 +277,7 @@ int main() {
     test_epilogue(isas);
     test_norms(isas);
     test_softmax(isas);
+    test_non_finite_scores(isas);
     test_rope_and_scale(isas);
     test_dispatch();
     return report("kernels");

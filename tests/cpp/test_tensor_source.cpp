@@ -1,3 +1,4 @@
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -54,7 +55,16 @@ int main() {
         {TensorEntry{"no file", DType::f32, {4}, path + ".none", 0, 16}},
         {TensorEntry{"a directory", DType::f32, {4}, "/tmp", 0, 16}},
     };
+    const int free_descriptor = dup(0);
+    close(free_descriptor);
     for (const Entries& entries : bad) CHECK_THROWS(TensorSource(entries), checkpoint);
+    const int still_free = dup(0);
+    CHECK(still_free == free_descriptor);  // a refusal leaves no file open
+    close(still_free);
+    const std::string pipe = path + ".pipe";
+    CHECK(mkfifo(pipe.c_str(), 0600) == 0);  // must not wait for a writer
+    CHECK_THROWS(TensorSource({TensorEntry{"a pipe", DType::f32, {4}, pipe, 0, 16}}), checkpoint);
+    unlink(pipe.c_str());
     CHECK_THROWS(parse_dtype("I64"), checkpoint);
     unlink(path.c_str());
     return report("tensor_source");

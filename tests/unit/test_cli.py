@@ -195,7 +195,7 @@ class TestRun:
         one = observation()[1:]
         refused(cli("run", bundle, *one), CAMERAS[0], "allow_missing_cameras")
         result = cli("run", bundle, *one, "--allow-missing-cameras")
-        assert result.code == 0 and f"{CAMERAS[0]} is missing" in result.err
+        assert result.code == 0 and f"{CAMERAS[0]}: missing" in result.err
         assert "missing" not in cli("run", bundle, *observation()).err
 
     @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ class TestConvert:
         refused(cli("run", tmp_path / "b", *observation()), "normali")
         ran = cli("run", tmp_path / "b", *observation(), "--allow-unnormalized")
         assert ran.code == 0 and "NOT NORMALISED" in ran.out
-        assert "NOT robot units" in ran.out and "action is NOT normalised" in ran.err
+        assert "NOT robot units" in ran.out and "action: not normalised" in ran.err
 
 
 class TestInspect:

@@ -185,7 +185,14 @@ class TestProcessorFiles:
 
     def test_statistics_file_missing(self, folder: Path) -> None:
         (folder / PRE_STATE).unlink()
-        refused(folder, PRE_STATE, "missing")
+        refused(folder, PRE_STATE, "missing", "--stats FILE")
+        assert contract(folder, allow_unnormalized=True).unnormalized
+
+    def test_stats_replace_a_missing_file(self, folder: Path) -> None:
+        """Every file it needs is named by the user, so what is missing does not matter."""
+        kept = folder.parent / "kept.safetensors"
+        (folder / PRE_STATE).rename(kept)
+        assert not contract(folder, stats=str(kept)).unnormalized
 
     @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a\\b", "", "..", 7])
     def test_statistics_file_outside(self, folder: Path, name: object) -> None:

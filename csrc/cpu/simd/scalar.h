@@ -76,7 +76,9 @@ inline F32x16 pow2_of_shifted(F32x16 t) {
 // One packed row of 32 bfloat16: word i holds column i (low half) and column i + 16 (high half).
 inline void load_bf16_row(const uint32_t* p, F32x16& first, F32x16& second) {
     for (int i = 0; i < 16; ++i) {
-        const uint32_t low = p[i] << 16, high = p[i] & 0xffff0000u;
+        uint32_t word;  // written as two uint16_t
+        __builtin_memcpy(&word, p + i, 4);
+        const uint32_t low = word << 16, high = word & 0xffff0000u;
         __builtin_memcpy(&first.lane[i], &low, 4);
         __builtin_memcpy(&second.lane[i], &high, 4);
     }
