@@ -85,7 +85,7 @@ class TestFrames:
         """LeRobot's rule in its golden case: the first of three absent, one blank appended."""
         contract = make(cameras=(f"{CAM}1", f"{CAM}2", f"{CAM}3", f"{EMPTY}0"), empty_cameras=1)
         images = {f"{CAM}2": "b", f"{CAM}3": "c"}
-        with pytest.raises(InputError, match="missing camera.*camera1, .*empty_camera_0"):
+        with pytest.raises(InputError, match=r"missing camera.*camera1, .*empty_camera_0"):
             contract.select_frames(images)
         chosen = contract.select_frames(images, allow_missing=True)
         assert [frame for _, frame in chosen] == ["b", "c", None]
