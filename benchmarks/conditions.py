@@ -68,7 +68,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 def collect(root: Path) -> dict[str, Any]:
     """Everything that is known before the first run."""
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    status = _git(root, "status", "--porcelain")
+    # The report that this run replaces is no change of what is measured.
+    status = _git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": "python -m benchmarks.end_to_end " + " ".join(sys.argv[1:]),
