@@ -167,7 +167,11 @@ void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* 
     fill_prefix(images, in.cameras, in.tokens, in.token_count, in.state);
     prefix_tokens_ = prefix_->run(trace);
     run_flow(flow, prefix_tokens_, out, trace);
-    if (trace) trace->put("out.actions_padded", {1, flow.rows, config_.max_action_dim}, out);
+    if (trace) {
+        const Mat padded{out, flow.rows, config_.max_action_dim, config_.max_action_dim};
+        trace->put("out.actions_padded", padded);
+        trace->put("out.actions", padded.columns(0, config_.action_dim));
+    }
 }
 
 Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int token_count,

@@ -54,7 +54,7 @@ def trace(
     pixels: np.ndarray | None = None,
 ) -> Trace:
     """What the core computes of one sample, under the golden names."""
-    result = engine.trace(
+    result: Trace = engine.trace(
         pixels_of(observation, config.resize, sample) if pixels is None else pixels,
         observation.camera_mask[sample],
         observation.tokens[sample],
@@ -65,7 +65,7 @@ def trace(
         horizon=config.chunk_size,
         rtc=observation.guidance.to_engine() if observation.guidance else None,
     )
-    return {**result, "out.actions": result["out.actions_padded"][..., : config.action_dim]}
+    return result
 
 
 def computed(
