@@ -7,8 +7,8 @@
 //
 // Roofline of the GEMM tile on AVX-512: 14 x 32 outputs keep 28 accumulators, 2 weight vectors and
 // 1 broadcast in 31 of 32 registers; a step of k costs 28 fma on two pipes (14 cycles) and 16 loads
-// on two ports (8 cycles), so it is bound by the fma pipes. Measured on Zen 5, one core: 262-268
-// GFLOP/s at SmolVLA's shapes against 265 for a register-only fma loop (docs/performance.md).
+// on two ports (8 cycles), so it is bound by the fma pipes. Measured on Zen 5, one core: 253-275
+// GFLOP/s at SmolVLA's shapes against 286 for a register-only fma loop (docs/performance.md).
 
 // ---- matrix product --------------------------------------------------------------------------
 
