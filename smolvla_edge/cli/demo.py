@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from enum import Enum
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -238,12 +238,10 @@ def _peak_memory_mib() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB here
 
 
-def _print(summary: Mapping[str, object], first: ActionChunk) -> None:
+def _print(summary: Mapping[str, Any], first: ActionChunk) -> None:
     warm = f"warm (median of {summary['warm_calls']})"
     output.print_actions(first.actions, "robot units")
-    output.print_timings(
-        {"first call": summary["first_call_ms"], warm: summary["warm_median_ms"]}  # type: ignore[dict-item]
-    )
+    output.print_timings({"first call": summary["first_call_ms"], warm: summary["warm_median_ms"]})
     facts = [
         ("task", repr(TASK)),
         *provenance_facts(first.provenance),

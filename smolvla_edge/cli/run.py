@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -145,9 +146,9 @@ def _unit(chunk: ActionChunk) -> str:
     return "model units, NOT robot units" if unnormalized else "robot units"
 
 
-def provenance_facts(provenance: object) -> list[tuple[str, str]]:
+def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A chunk's provenance in lines for a person."""
-    facts = dict(provenance)  # type: ignore[call-overload]
+    facts = dict(provenance)
     where = [facts[name] for name in ("backend", "device", "isa", "sm") if facts.get(name)]
     plan = facts["plan"]
     exact = "exact" if facts["exact"] else "not exact"
