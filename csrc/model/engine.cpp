@@ -72,8 +72,9 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
 std::unique_lock<std::mutex> Engine::enter() {
     if (getpid() != owner_)
         fail(ErrorKind::backend,
-             "this engine was made before a fork(), so its threads do not exist here; load the "
-             "policy in the process that uses it");
+             "this engine was made in process %d and is used in its fork %d, where its threads do "
+             "not exist; load the policy after the fork, or start processes with 'spawn'",
+             static_cast<int>(owner_), static_cast<int>(getpid()));
     return std::unique_lock<std::mutex>(mutex_);
 }
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +13,6 @@ from smolvla_edge.errors import BackendError
 from smolvla_edge.plan import Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from smolvla_edge.config import ModelConfig
     from smolvla_edge.contract import Contract
     from smolvla_edge.rtc import Guidance
@@ -26,7 +22,7 @@ IMPLEMENTED = frozenset({"steps", "horizon"})
 
 
 class NativeBackend:
-    """See `backends.Backend` for shapes. One call at a time: a lock serialises threads.
+    """See `backends.Backend` for shapes. One call at a time: the engine has a lock.
 
     `threads` None means as many as this process may use. Raises BackendError when the extension is
     not built or the ISA forced by SMOLVLA_FORCE_ISA is not there.
@@ -47,8 +43,6 @@ class NativeBackend:
             raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
         self._model = model
         self._contract = contract
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
         self._engine = load_core().Engine(
             model.to_dict(),
             [
@@ -61,18 +55,16 @@ class NativeBackend:
         )
 
     def info(self) -> dict[str, Any]:
-        with self._exclusive() as engine:
-            return {
-                "backend": self.name,
-                "device": "cpu",
-                **engine.info(),
-                "plan_fields": sorted(IMPLEMENTED),
-            }
+        return {
+            "backend": self.name,
+            "device": "cpu",
+            **self._engine.info(),
+            "plan_fields": sorted(IMPLEMENTED),
+        }
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        with self._exclusive() as engine:
-            image_tokens: np.ndarray = engine.encode_images(pixels)
-            return image_tokens
+        image_tokens: np.ndarray = self._engine.encode_images(pixels)
+        return image_tokens
 
     def prefill(
         self,
@@ -82,8 +74,7 @@ class NativeBackend:
         token_mask: np.ndarray,
         state: np.ndarray,
     ) -> int:
-        with self._exclusive() as engine:
-            return int(engine.prefill(image_tokens, camera_mask, tokens, token_mask, state))
+        return int(self._engine.prefill(image_tokens, camera_mask, tokens, token_mask, state))
 
     def denoise(
         self,
@@ -94,8 +85,7 @@ class NativeBackend:
         execution_horizon: int | None = None,
     ) -> np.ndarray:
         flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
-        with self._exclusive() as engine:
-            actions: np.ndarray = engine.denoise(noise, *flow)
+        actions: np.ndarray = self._engine.denoise(noise, *flow)
         check_finite(actions)
         return actions
 
@@ -113,10 +103,9 @@ class NativeBackend:
         execution_horizon: int | None = None,
     ) -> np.ndarray:
         flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
-        with self._exclusive() as engine:
-            actions: np.ndarray = engine.sample_actions(
-                pixels, camera_mask, tokens, token_mask, state, noise, *flow
-            )
+        actions: np.ndarray = self._engine.sample_actions(
+            pixels, camera_mask, tokens, token_mask, state, noise, *flow
+        )
         check_finite(actions)
         return actions
 
@@ -134,8 +123,9 @@ class NativeBackend:
         execution_horizon: int | None = None,
     ) -> dict[str, np.ndarray]:
         flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
-        with self._exclusive() as engine:
-            return dict(engine.trace(pixels, camera_mask, tokens, token_mask, state, noise, *flow))
+        return dict(
+            self._engine.trace(pixels, camera_mask, tokens, token_mask, state, noise, *flow)
+        )
 
     def predict(
         self,
@@ -148,17 +138,16 @@ class NativeBackend:
         state_is_normalized: bool = False,
     ) -> PredictResult:
         steps, horizon = self._knobs(plan)
-        with self._exclusive() as engine:
-            result = engine.predict(
-                list(frames),
-                tokens,
-                state,
-                noise,
-                steps,
-                horizon,
-                None if rtc is None else rtc.to_engine(),
-                state_is_normalized,
-            )
+        result = self._engine.predict(
+            list(frames),
+            tokens,
+            state,
+            noise,
+            steps,
+            horizon,
+            None if rtc is None else rtc.to_engine(),
+            state_is_normalized,
+        )
         return PredictResult(result["normalized"], result["actions"], result["timings"])
 
     def _knobs(self, plan: Plan | None) -> tuple[int, int]:
@@ -172,17 +161,6 @@ class NativeBackend:
         """(steps, horizon, rtc) as the engine takes them."""
         guidance = self._contract.guidance(prev, delay, execution_horizon)
         return *self._knobs(plan), None if guidance is None else guidance.to_engine()
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[Any]:
-        if os.getpid() != self._pid:
-            # The thread pool did not survive the fork; the lock may never be released.
-            raise BackendError(
-                f"this policy was loaded in process {self._pid} and is used in its fork "
-                f"{os.getpid()}: load it after the fork, or start processes with 'spawn'"
-            )
-        with self._lock:
-            yield self._engine
 
 
 def load_core() -> Any:
