@@ -30,43 +30,51 @@ const IsaRow kRows[] = {
     {"scalar", "nothing", [](const CpuFeatures&) { return true; }, &scalar::kernels},
 };
 
-const Kernels& best(const std::string& isa) {
+// One operation of the table: its name and how to take it over from another ISA's kernels.
+struct OpRow {
+    const char* name;
+    bool (*has)(const Kernels& kernels);
+    void (*take)(Kernels& to, const Kernels& from);
+    bool (*same)(const Kernels& a, const Kernels& b);
+};
+
+#define SMOLVLA_OP(field)                                             \
+    {#field, [](const Kernels& k) { return k.field != nullptr; },     \
+     [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
+     [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
+const OpRow kOps[] = {SMOLVLA_OP(gemm_f32),   SMOLVLA_OP(gemm_bf16), SMOLVLA_OP(epilogue),
+                      SMOLVLA_OP(layer_norm), SMOLVLA_OP(rms_norm),  SMOLVLA_OP(softmax),
+                      SMOLVLA_OP(scale_rows), SMOLVLA_OP(rope),      SMOLVLA_OP(fma_chain)};
+#undef SMOLVLA_OP
+
+// The kernels of `isa` (of the best one when empty); what it lacks comes from the rows below it.
+Kernels kernels_of(const std::string& isa) {
     std::string known;
     bool exists = false;
+    Kernels found;
     for (const IsaRow& row : kRows) {
         if (known.find(row.name) == std::string::npos)
             known += (known.empty() ? "" : ", ") + std::string(row.name);
-        if (!isa.empty() && isa != row.name) continue;
+        if (!found.isa && !isa.empty() && isa != row.name) continue;
         exists = true;
-        if (row.supported(features())) return *row.kernels;
+        if (!row.supported(features())) continue;
+        if (!found.isa) found.isa = row.name;
+        for (const OpRow& op : kOps)
+            if (!op.has(found)) op.take(found, *row.kernels);
     }
+    if (found.isa) return found;
     if (exists)
         fail(ErrorKind::backend, "ISA %s was forced, but this CPU does not support it",
              isa.c_str());
     fail(ErrorKind::backend, "ISA %s is unknown; this build has %s", isa.c_str(), known.c_str());
 }
 
-// One operation of the table: its name and how to take it over from another ISA's kernels.
-struct OpRow {
-    const char* name;
-    void (*take)(Kernels& to, const Kernels& from);
-    bool (*same)(const Kernels& a, const Kernels& b);
-};
-
-#define SMOLVLA_OP(field)                                                     \
-    {#field, [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
-     [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
-const OpRow kOps[] = {SMOLVLA_OP(gemm_f32),   SMOLVLA_OP(gemm_bf16), SMOLVLA_OP(epilogue),
-                      SMOLVLA_OP(layer_norm), SMOLVLA_OP(rms_norm),  SMOLVLA_OP(softmax),
-                      SMOLVLA_OP(scale_rows), SMOLVLA_OP(rope)};
-#undef SMOLVLA_OP
-
 void force_one(Kernels& kernels, const std::string& choice) {
     const size_t equals = choice.find('=');
     const std::string op = choice.substr(0, equals);
     if (equals != std::string::npos)
         for (const OpRow& row : kOps)
-            if (op == row.name) return row.take(kernels, best(choice.substr(equals + 1)));
+            if (op == row.name) return row.take(kernels, kernels_of(choice.substr(equals + 1)));
     std::string known;
     for (const OpRow& row : kOps) known += (known.empty() ? "" : ", ") + std::string(row.name);
     fail(ErrorKind::backend, "SMOLVLA_FORCE_KERNEL: expected op=isa with op one of %s; got %s",
@@ -95,7 +103,7 @@ CpuFeatures detect_features() {
 }
 
 Kernels choose_kernels(const std::string& isa) {
-    Kernels chosen = best(isa.empty() ? environment("SMOLVLA_FORCE_ISA") : isa);
+    Kernels chosen = kernels_of(isa.empty() ? environment("SMOLVLA_FORCE_ISA") : isa);
     std::string list = environment("SMOLVLA_FORCE_KERNEL");
     while (!list.empty()) {
         const size_t comma = list.find(',');
@@ -109,8 +117,10 @@ std::vector<KernelRow> kernel_table(const Kernels& chosen) {
     std::vector<KernelRow> table;
     for (const OpRow& op : kOps)
         for (const IsaRow& row : kRows)
-            table.push_back({op.name, std::string(op.name) + "_" + row.name, row.name, row.needs,
-                             row.supported(features()), op.same(chosen, *row.kernels)});
+            if (op.has(*row.kernels))
+                table.push_back({op.name, std::string(op.name) + "_" + row.name, row.name,
+                                 row.needs, row.supported(features()),
+                                 op.same(chosen, *row.kernels)});
     return table;
 }
 

@@ -20,11 +20,9 @@ namespace smolvla::cpu::avx512 {
 
 #include "cpu/kernels.inl"
 
-static const GemmKernels gemm_f32 = gemm_table<PanelF32, 14>();
-static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 14>();
-
-const Kernels kernels = {"avx512", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
-                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 14, 2>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 14, 2>();
+const Kernels kernels = every_kernel("avx512", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::avx512
 
 SMOLVLA_TARGET_END

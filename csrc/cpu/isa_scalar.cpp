@@ -11,11 +11,9 @@ namespace smolvla::cpu::scalar {
 
 #include "cpu/kernels.inl"
 
-static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();
-static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4>();
-
-const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
-                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4, 2>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4, 2>();
+const Kernels kernels = every_kernel("scalar", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::scalar
 
 #if defined(__x86_64__)
@@ -26,11 +24,9 @@ namespace smolvla::cpu::scalar_fma {
 
 #include "cpu/kernels.inl"
 
-static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4>();
-static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4>();
-
-const Kernels kernels = {"scalar", &gemm_f32, &gemm_bf16, epilogue_tile, layer_norm,
-                         rms_norm, softmax,   scale_rows, rope,          fma_chain};
+static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4, 2>();
+static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4, 2>();
+const Kernels kernels = every_kernel("scalar", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::scalar_fma
 
 SMOLVLA_TARGET_END

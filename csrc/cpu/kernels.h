@@ -52,17 +52,18 @@ using ScaleRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns,
 // Rotates the halves of each head in place by the angles of cosine/sine rows of head_dim/2 values.
 using Rope = void (*)(float* x, int heads, int head_dim, const float* cosine, const float* sine);
 
+// A kernel that an ISA leaves out (null) comes from the next supported ISA of the table.
 struct Kernels {
-    const char* isa;
-    const GemmKernels* gemm_f32;
-    const GemmKernels* gemm_bf16;
-    EpilogueTile epilogue;
-    Norm layer_norm;
-    Norm rms_norm;
-    Softmax softmax;
-    ScaleRows scale_rows;
-    Rope rope;
-    double (*fma_chain)(long iterations);  // returns flops done; the measured ceiling of this ISA
+    const char* isa = nullptr;
+    const GemmKernels* gemm_f32 = nullptr;
+    const GemmKernels* gemm_bf16 = nullptr;
+    EpilogueTile epilogue = nullptr;
+    Norm layer_norm = nullptr;
+    Norm rms_norm = nullptr;
+    Softmax softmax = nullptr;
+    ScaleRows scale_rows = nullptr;
+    Rope rope = nullptr;
+    double (*fma_chain)(long iterations) = nullptr;  // returns flops done: the ceiling of this ISA
 };
 
 }  // namespace smolvla::cpu

@@ -14,37 +14,42 @@
 
 struct PanelF32 {  // [depth][32] float32
     static constexpr int kRowBytes = kPanel * 4;
-    static void load(const char* row, F32x16& first, F32x16& second) {
-        first = F32x16::load(reinterpret_cast<const float*>(row));
-        second = F32x16::load(reinterpret_cast<const float*>(row) + 16);
+    static constexpr int kChain = kDepthBlock;
+    static F32x16 load(const char* row, int half) {
+        return F32x16::load(reinterpret_cast<const float*>(row) + 16 * half);
     }
+    static F32x16 add_product(F32x16 a, F32x16 w, F32x16 sum) { return fma(a, w, sum); }
 };
 
 struct PanelBf16 {  // [depth][16] words of two bfloat16; widened here, exactly, while computing
     static constexpr int kRowBytes = kPanel * 2;
-    static void load(const char* row, F32x16& first, F32x16& second) {
-        load_bf16_row(reinterpret_cast<const uint32_t*>(row), first, second);
+    static constexpr int kChain = kDepthBlock;
+    static F32x16 load(const char* row, int half) {
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(row);
+        return half == 0 ? low_bf16(words) : high_bf16(words);
     }
+    static F32x16 add_product(F32x16 a, F32x16 w, F32x16 sum) { return fma(a, w, sum); }
 };
 
-template <int ROWS, class Panel>
-void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
-               ptrdiff_t ldo, const void* next) {
+// VECTORS: how many of a panel's two vectors of 16 columns are summed at once. An ISA with few
+// registers takes the halves one after the other; the sums are the same.
+template <int ROWS, int VECTORS, class Panel>
+void gemm_half(const float* x, ptrdiff_t ldx, const char* row, int depth, int half, float* out,
+               ptrdiff_t ldo, const char* ahead) {
     // One base pointer for three rows: base + {0, 1, 2} * ldx is a single addressing mode, whereas
     // one pointer per row would spill and cost a load for every multiply.
     constexpr int kBases = (ROWS + 2) / 3;
     const float* base[kBases];
     for (int g = 0; g < kBases; ++g) base[g] = x + 3 * g * ldx;
-    const char* row = static_cast<const char*>(panel);
-    const char* ahead = static_cast<const char*>(next);
-    for (int begin = 0; begin < depth; begin += kDepthBlock) {
-        const int end = depth - begin < kDepthBlock ? depth : begin + kDepthBlock;
-        F32x16 sum[ROWS][2];
+    for (int begin = 0; begin < depth; begin += Panel::kChain) {
+        const int end = depth - begin < Panel::kChain ? depth : begin + Panel::kChain;
+        F32x16 sum[ROWS][VECTORS];
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) sum[r][0] = sum[r][1] = F32x16::zero();
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v) sum[r][v] = F32x16::zero();
         for (int k = begin; k < end; ++k) {
-            F32x16 first, second;
-            Panel::load(row, first, second);
+            F32x16 w[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) w[v] = Panel::load(row, half + v);
             row += Panel::kRowBytes;
             if (ahead) {
                 __builtin_prefetch(ahead, 0, 2);
@@ -53,23 +58,28 @@ void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, floa
 #pragma GCC unroll 16
             for (int r = 0; r < ROWS; ++r) {
                 const F32x16 a = F32x16::broadcast(base[r / 3][(r % 3) * ldx]);
-                sum[r][0] = fma(a, first, sum[r][0]);
-                sum[r][1] = fma(a, second, sum[r][1]);
+                for (int v = 0; v < VECTORS; ++v)
+                    sum[r][v] = Panel::add_product(a, w[v], sum[r][v]);
             }
 #pragma GCC unroll 16
             for (int g = 0; g < kBases; ++g) ++base[g];
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < ROWS; ++r) {
-            float* to = out + r * ldo;
-            if (begin > 0) {
-                sum[r][0] = F32x16::load(to) + sum[r][0];
-                sum[r][1] = F32x16::load(to + 16) + sum[r][1];
+        for (int r = 0; r < ROWS; ++r)
+            for (int v = 0; v < VECTORS; ++v) {
+                float* to = out + r * ldo + 16 * (half + v);
+                if (begin > 0) sum[r][v] = F32x16::load(to) + sum[r][v];
+                sum[r][v].store(to);
             }
-            sum[r][0].store(to);
-            sum[r][1].store(to + 16);
-        }
     }
+}
+
+template <int ROWS, int VECTORS, class Panel>
+void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
+               ptrdiff_t ldo, const void* next) {
+    for (int half = 0; half < 2; half += VECTORS)
+        gemm_half<ROWS, VECTORS, Panel>(x, ldx, static_cast<const char*>(panel), depth, half, out,
+                                        ldo, half == 0 ? static_cast<const char*>(next) : nullptr);
 }
 
 // ---- exponential and activations ---------------------------------------------------------------
@@ -279,19 +289,36 @@ inline double fma_chain(long iterations) {
 
 // ---- tables ------------------------------------------------------------------------------------
 
-template <int ROWS, int MAX_ROWS, class Panel>
+template <int ROWS, int MAX_ROWS, int VECTORS, class Panel>
 constexpr GemmTile gemm_tile_up_to() {
     if constexpr (ROWS <= MAX_ROWS)
-        return gemm_tile<ROWS, Panel>;
+        return gemm_tile<ROWS, VECTORS, Panel>;
     else
         return nullptr;
 }
 
-template <class Panel, int MAX, int... ROWS>
+template <class Panel, int MAX, int VECTORS, int... ROWS>
 constexpr GemmKernels gemm_table(std::integer_sequence<int, ROWS...>) {
-    return {MAX, {nullptr, gemm_tile_up_to<ROWS + 1, MAX, Panel>()...}};
+    return {MAX, {nullptr, gemm_tile_up_to<ROWS + 1, MAX, VECTORS, Panel>()...}};
 }
-template <class Panel, int MAX>
+// Tiles of 1 to MAX rows, VECTORS * 16 columns at a time.
+template <class Panel, int MAX, int VECTORS>
 constexpr GemmKernels gemm_table() {
-    return gemm_table<Panel, MAX>(std::make_integer_sequence<int, kMaxTileRows>());
+    return gemm_table<Panel, MAX, VECTORS>(std::make_integer_sequence<int, kMaxTileRows>());
+}
+
+// The row of an ISA that provides every operation.
+constexpr Kernels every_kernel(const char* isa, const GemmKernels& f32, const GemmKernels& bf16) {
+    Kernels k{};
+    k.isa = isa;
+    k.gemm_f32 = &f32;
+    k.gemm_bf16 = &bf16;
+    k.epilogue = epilogue_tile;
+    k.layer_norm = layer_norm;
+    k.rms_norm = rms_norm;
+    k.softmax = softmax;
+    k.scale_rows = scale_rows;
+    k.rope = rope;
+    k.fma_chain = fma_chain;
+    return k;
 }

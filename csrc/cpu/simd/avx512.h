@@ -27,9 +27,10 @@ inline F32x16 pow2_of_shifted(F32x16 t) {
     const __m512i n = _mm512_add_epi32(_mm512_castps_si512(t.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(n, 23))};
 }
-inline void load_bf16_row(const uint32_t* p, F32x16& first, F32x16& second) {
-    const __m512i w = _mm512_load_si512(p);
-    first.v = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-    second.v =
-        _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+inline F32x16 low_bf16(const uint32_t* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_load_si512(p), 16))};
+}
+inline F32x16 high_bf16(const uint32_t* p) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_load_si512(p), mask))};
 }

@@ -73,13 +73,24 @@ inline F32x16 pow2_of_shifted(F32x16 t) {
     }
     return t;
 }
-// One packed row of 32 bfloat16: word i holds column i (low half) and column i + 16 (high half).
-inline void load_bf16_row(const uint32_t* p, F32x16& first, F32x16& second) {
+// One half of a packed row of 32 bfloat16: word i holds column i (low) and column i + 16 (high).
+inline F32x16 low_bf16(const uint32_t* p) {
+    F32x16 r;
     for (int i = 0; i < 16; ++i) {
         uint32_t word;  // written as two uint16_t
         __builtin_memcpy(&word, p + i, 4);
-        const uint32_t low = word << 16, high = word & 0xffff0000u;
-        __builtin_memcpy(&first.lane[i], &low, 4);
-        __builtin_memcpy(&second.lane[i], &high, 4);
+        word <<= 16;
+        __builtin_memcpy(&r.lane[i], &word, 4);
     }
+    return r;
+}
+inline F32x16 high_bf16(const uint32_t* p) {
+    F32x16 r;
+    for (int i = 0; i < 16; ++i) {
+        uint32_t word;
+        __builtin_memcpy(&word, p + i, 4);
+        word &= 0xffff0000u;
+        __builtin_memcpy(&r.lane[i], &word, 4);
+    }
+    return r;
 }
