@@ -1,7 +1,7 @@
 """The bundle on disk: everything a robot needs to run one policy, in one directory, offline.
 
     bundle.json          the description                          (bundle_format.py)
-    model.safetensors    live tensors, canonical names, each in its own dtype
+    model.safetensors    live tensors, canonical names, each in its own dtype (precision.py)
     tokenizer.json
     presets.json         optional: plans measured on this bundle  (presets.py)
 
@@ -41,6 +41,7 @@ from smolvla_edge.bundle_format import (
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, TokenizerError
+from smolvla_edge.precision import CONVERT_DTYPES, convert_chunks, stored_dtype
 from smolvla_edge.processors import POSTPROCESSOR, PREPROCESSOR
 from smolvla_edge.safetensors_file import (
     CHUNK_BYTES,
@@ -75,6 +76,7 @@ class Bundle:
     tokenizer_file: Path | None
     provenance: Mapping[str, Any]
     digest: str
+    compute: str  # the arithmetic of bfloat16 weights
     precision: Mapping[str, Mapping[str, int]]
     files: Mapping[str, FileRecord] = field(repr=False)
     checksums: Mapping[str, int] = field(repr=False)  # CRC-32 by tensor name
@@ -154,6 +156,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         tokenizer_file=tokenizer,
         provenance=description.provenance,
         digest=description.digest,
+        compute=description.compute,
         precision=description.precision(),
         files=description.files,
         checksums={name: record.crc32 for name, record in description.tensors.items()},
@@ -165,17 +168,22 @@ def write_bundle(
     dest: str | os.PathLike[str],
     progress: Progress | None = None,
     *,
+    dtype: str = "keep",
     force: bool = False,
     command: str | None = None,
     allow_no_tokenizer: bool = False,
 ) -> Bundle:
     """Convert a checkpoint into the bundle `dest` and return it as read back.
 
-    Memory stays at a few megabytes whatever the model's size. `force` replaces an existing bundle
-    (and nothing else); `command` is kept in the provenance. Raises BundleError, TokenizerError for
+    dtype: "keep" stores tensors as they are, for float32 arithmetic; "bfloat16" rounds matrices
+    and makes a bundle that computes in bfloat16. Memory stays at a few megabytes whatever the
+    model's size. `force` replaces an existing bundle (and nothing else); `command` is kept in the
+    provenance. Raises BundleError, TokenizerError for
     a checkpoint whose tokenizer is missing or malformed, CheckpointError when the source changes
     while it is read.
     """
+    if dtype not in CONVERT_DTYPES:
+        raise BundleError(f"dtype must be one of {', '.join(CONVERT_DTYPES)}, got {dtype!r}")
     target = Path(dest)
     _check_target(target, force)
     if checkpoint.tokenizer_file is None and not allow_no_tokenizer:
@@ -190,7 +198,7 @@ def write_bundle(
         _check_space(checkpoint, target.parent)
         partial = Path(tempfile.mkdtemp(".partial", f".{target.name}.", target.parent))
         try:
-            _fill(partial, checkpoint, _Counter(checkpoint, progress), command)
+            _fill(partial, checkpoint, _Counter(checkpoint, progress), dtype, command)
             os.chmod(partial, 0o755)  # mkdtemp's 0700 is for secrets
             _sync(partial)
             _move_into_place(partial, target)
@@ -202,19 +210,23 @@ def write_bundle(
     return read_bundle(target)
 
 
-def _fill(folder: Path, checkpoint: Checkpoint, counter: _Counter, command: str | None) -> None:
+def _fill(
+    folder: Path, checkpoint: Checkpoint, counter: _Counter, dtype: str, command: str | None
+) -> None:
     source = _source_digests(checkpoint, counter)
     files, tensors = {}, {}
     if checkpoint.tokenizer_file is not None:
         data = read_small_file(checkpoint.tokenizer_file, TokenizerError)
         _write(folder / TOKENIZER_FILE, data)
         files[TOKENIZER_FILE] = FileRecord(len(data), hashlib.sha256(data).hexdigest())
+    cross = checkpoint.model.cross_expert_layers()
     layouts = [
-        TensorLayout(name, entry.dtype, entry.shape) for name, entry in checkpoint.tensors.items()
+        TensorLayout(name, stored_dtype(name, entry, cross, dtype), entry.shape)
+        for name, entry in checkpoint.tensors.items()
     ]
     with SafetensorsWriter(folder / WEIGHTS_FILE, layouts, WEIGHTS_METADATA) as writer:
         for layout in writer.order:
-            stream = _Stream(checkpoint.tensors[layout.name], counter)
+            stream = _Stream(checkpoint.tensors[layout.name], layout.dtype, counter)
             writer.write(layout.name, stream)
             tensors[layout.name] = TensorRecord(layout.dtype, layout.shape, stream.crc32)
     size = (folder / WEIGHTS_FILE).stat().st_size
@@ -229,6 +241,7 @@ def _fill(folder: Path, checkpoint: Checkpoint, counter: _Counter, command: str 
             "converter": f"smolvla-edge {__version__}",
             "command": command,
         },
+        compute="float32" if dtype == "keep" else "bfloat16",
     )
     text = json.dumps(description.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     _write(folder / DESCRIPTION_FILE, text.encode("utf-8") + b"\n")
@@ -250,17 +263,23 @@ class _Counter:
 
 
 class _Stream:
-    """A tensor's bytes in chunks; `crc32` is their checksum once they have all been taken."""
+    """A tensor's bytes, in chunks and in `dtype`; `crc32` is theirs once all have been taken."""
 
-    def __init__(self, entry: TensorEntry, counter: _Counter) -> None:
+    def __init__(self, entry: TensorEntry, dtype: str, counter: _Counter) -> None:
         self._entry = entry
+        self._dtype = dtype
         self._counter = counter
         self.crc32 = 0
 
-    def __iter__(self) -> Iterator[bytes]:
+    def _counted(self) -> Iterator[bytes]:
         for chunk in iter_tensor_bytes(self._entry):
-            self.crc32 = zlib.crc32(chunk, self.crc32)
             self._counter.add(len(chunk))
+            yield chunk
+
+    def __iter__(self) -> Iterator[bytes]:
+        entry = self._entry
+        for chunk in convert_chunks(self._counted(), entry.dtype, self._dtype, entry.name):
+            self.crc32 = zlib.crc32(chunk, self.crc32)
             yield chunk
 
 

@@ -5,6 +5,7 @@
                       bundle's identity; two conversions of one checkpoint have the same
     model             ModelConfig: every dimension
     contract          cameras, features, statistics, renames, tokenizer rules
+    compute           the arithmetic of bfloat16 weights: float32 or bfloat16 (precision.py)
     precision         how many tensors of each dtype, by part
     tensors           name -> dtype, shape, crc32
     files             name -> bytes, sha256
@@ -30,9 +31,10 @@ from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, CheckpointError, ContractError
 from smolvla_edge.names import WEIGHT_DTYPES, expected_tensors
+from smolvla_edge.precision import COMPUTE
 
 FORMAT = "smolvla-edge bundle"
-VERSION = 1
+VERSION = 2  # written; 1, which had no `compute` (it was float32), is read
 DESCRIPTION_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -40,10 +42,11 @@ WEIGHTS_METADATA = {"format": FORMAT}
 MAX_DESCRIPTION_BYTES = 16 << 20
 PARTS = ("vision", "connector", "text", "expert", "heads")
 
-_KEYS = frozenset(
+_KEYS_1 = frozenset(
     {"format", "version", "digest", "model", "contract", "precision", "tensors", "files"}
     | {"provenance"}
 )
+_KEYS = {1: _KEYS_1, 2: _KEYS_1 | {"compute"}}
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "crc32": re.compile(r"[0-9a-f]{8}")}
 
 
@@ -69,6 +72,7 @@ class Description:
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
     provenance: Mapping[str, Any]
+    compute: str = "float32"
     digest: str = ""
 
     def precision(self) -> dict[str, dict[str, int]]:
@@ -81,6 +85,7 @@ class Description:
             "version": VERSION,
             "model": self.model.to_dict(),
             "contract": self.contract.to_json(),
+            "compute": self.compute,
             "precision": self.precision(),
             "tensors": {
                 name: {
@@ -128,19 +133,23 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
     if data.get("format") != FORMAT:
         refuse(f"expected format {FORMAT!r}, got {data.get('format')!r:.80}: not a bundle")
     version = data.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in _KEYS:
         refuse(
-            f"expected format version {VERSION}, got {version!r:.40}: convert the checkpoint "
+            f"expected format version 1 to {VERSION}, got {version!r:.40}: convert the checkpoint "
             "again, or install the release of smolvla-edge that wrote it"
         )
-    if data.keys() != _KEYS:
-        missing, unknown = sorted(_KEYS - data.keys()), sorted(data.keys() - _KEYS)
+    keys = _KEYS[version]
+    if data.keys() != keys:
+        missing, unknown = sorted(keys - data.keys()), sorted(data.keys() - keys)
         refuse(f"missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
     if data["digest"] != digest_of(data):
         refuse(
             "its contents do not match its digest: the file was damaged or edited. Copy it again; "
             "to change statistics or names use --stats and --rename"
         )
+    compute = data.get("compute", "float32")
+    if compute not in COMPUTE:
+        refuse(f"compute: expected one of {', '.join(COMPUTE)}, got {compute!r:.40}")
     try:
         model = ModelConfig.from_dict(_object(data["model"], "model"))
         contract = Contract.from_json(data["contract"])
@@ -153,6 +162,7 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
         tensors=_tensors(data["tensors"], model, where),
         files=_files(data["files"], where),
         provenance=_object(data["provenance"], f"{where}: provenance"),
+        compute=compute,
         digest=data["digest"],
     )
     if data["precision"] != description.precision():

@@ -126,6 +126,11 @@ class ModelConfig:
         """Whether the action tokens attend to themselves (and the prefix) beside this VLM layer."""
         return _is_self(self, layer)
 
+    def cross_expert_layers(self) -> list[int]:
+        """The expert layers whose K and V projections read the VLM's keys and values."""
+        stride = self.expert_layer_stride
+        return [i for i in range(self.expert_layers) if not self.is_self_layer(i * stride)]
+
     def tokens_per_image(self, width: int, height: int) -> int:
         """Image tokens of a width x height frame as the vision tower sees it (after any resize).
 

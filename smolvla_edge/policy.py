@@ -31,7 +31,7 @@ from smolvla_edge.presets import resolve_plan
 from smolvla_edge.source import Source, open_source
 from smolvla_edge.tokenizer import EncodedTask, TaskTokenizer
 
-_SHOWN = ("backend", "device", "isa", "sm", "threads")  # of a backend's info
+_SHOWN = ("backend", "device", "isa", "sm", "threads", "compute")  # of a backend's info
 
 
 def load(
@@ -73,6 +73,7 @@ def load(
         backend=backend,
         device=device,
         threads=threads,
+        compute=source.compute,
     )
     return Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
 

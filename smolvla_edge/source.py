@@ -29,6 +29,7 @@ class Source:
     tokenizer_file: Path | None
     no_tokenizer: TokenizerError  # raised when a task has to be encoded without one
     presets: Mapping[str, Preset]
+    compute: str  # the arithmetic of bfloat16 weights (precision.py)
     provenance: Mapping[str, Any]
 
 
@@ -89,6 +90,7 @@ def _from_bundle(
             f"{bundle.path} holds no tokenizer.json: pass tokenizer=FILE (--tokenizer FILE)"
         ),
         presets=read_presets(bundle.path, bundle.digest),
+        compute=bundle.compute,
         provenance={
             "source": str(bundle.path),
             "bundle": bundle.digest,
@@ -121,6 +123,7 @@ def _from_checkpoint(
         tokenizer_file=checkpoint.tokenizer_file,
         no_tokenizer=missing_tokenizer(checkpoint.path, checkpoint.policy.vlm_model_name),
         presets={},
+        compute="float32",  # exact whatever it stores; bfloat16 is asked for by converting
         provenance={
             "source": str(path),
             "bundle": None,

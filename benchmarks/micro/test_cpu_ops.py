@@ -37,7 +37,7 @@ ATTENTION = [(1024, 1024, 12, 12), (113, 113, 15, 5), (50, 163, 15, 5)]
 
 @pytest.fixture(scope="session")
 def ceiling() -> dict[str, float]:
-    return {isa: _core.fma_peak(THREADS, isa, 500.0) for isa in ISAS}
+    return {isa: _core.peak(THREADS, isa, 500.0) for isa in ISAS}
 
 
 def measure(benchmark, call, flops: float, peak: float) -> None:

@@ -59,7 +59,7 @@ def fma_ceiling(threads: int, isa: str) -> Any:
         try:
             from smolvla_edge import _core
 
-            rate = _core.fma_peak(threads, isa, request["milliseconds"])
+            rate = _core.peak(threads, isa, request["milliseconds"])
         except (ImportError, AttributeError) as error:
             return {"gflops": None, "why": str(error)}
         return {"gflops": float(rate)}

@@ -93,7 +93,8 @@ using TensorTuple =
     std::tuple<std::string, std::string, std::vector<int64_t>, std::string, uint64_t, uint64_t>;
 
 std::unique_ptr<Engine> make_engine(const py::dict& config, const std::vector<TensorTuple>& tensors,
-                                    const py::dict& stats, int threads, const std::string& isa) {
+                                    const py::dict& stats, int threads, const std::string& isa,
+                                    const std::string& compute) {
     const ModelConfig c = config_of(config);
     const Statistics state = statistics_of(stats, "state", c.state_dim);
     const Statistics action = statistics_of(stats, "action", c.action_dim);
@@ -103,10 +104,11 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const std::vector<Te
     if (threads < 0 || threads > kMaxThreads)
         fail(ErrorKind::backend, "threads must be 0 (automatic) to %d, got %d", kMaxThreads,
              threads);
+    const Compute precision = parse_compute(compute);
     std::unique_ptr<Engine> engine;
     {
         GilRelease release;
-        engine = std::make_unique<Engine>(c, state, action, entries, threads, isa);
+        engine = std::make_unique<Engine>(c, state, action, entries, threads, isa, precision);
     }
     engine->set_interrupt_check(check_signals);
     return engine;
@@ -294,6 +296,7 @@ py::dict info(const Engine& e) {
     const BackendInfo i = e.info();
     py::dict d;
     d["isa"] = i.isa;
+    d["compute"] = compute_name(i.compute);
     d["threads"] = i.threads;
     d["weights_bytes"] = i.weight_bytes;
     d["arena_bytes"] = i.buffer_bytes;
@@ -319,7 +322,7 @@ void bind_engine(py::module_& m) {
     using py::arg;
     py::class_<Engine>(m, "Engine")
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
-             arg("threads") = 0, arg("isa") = "")
+             arg("threads") = 0, arg("isa") = "", arg("compute") = "float32")
         .def("encode_images", &encode_images, arg("pixels"))
         .def("prefill", &prefill, arg("image_tokens"), arg("camera_mask"), arg("tokens"),
              arg("token_mask"), arg("state"))

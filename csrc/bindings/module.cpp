@@ -32,9 +32,15 @@ py::array_t<float> normal(uint64_t seed, size_t rows, size_t cols) {
     return out;
 }
 
-// What `threads` cores reach on fused multiply-adds in registers: the ceiling reports divide by.
-double fma_peak(int threads, const std::string& isa, double milliseconds) {
+// GFLOP/s that `threads` cores reach on products in registers: the ceiling reports divide by.
+// kind: "float32" (fused multiply-adds) or "bfloat16" (pair products; refused without them).
+double peak(int threads, const std::string& isa, double milliseconds, const std::string& kind) {
     const cpu::Kernels kernels = cpu::choose_kernels(isa);
+    const auto chain =
+        parse_compute(kind) == Compute::float32 ? kernels.fma_chain : kernels.words_chain;
+    if (!chain)
+        fail(ErrorKind::backend, "ISA %s has no %s products on this CPU", kernels.isa,
+             kind.c_str());
     if (threads < 0 || threads > kMaxThreads)
         fail(ErrorKind::input, "threads: expected 0 (automatic) to %d, got %d", kMaxThreads,
              threads);
@@ -50,10 +56,10 @@ double fma_peak(int threads, const std::string& isa, double milliseconds) {
         using clock = std::chrono::steady_clock;
         // All at once: a thread that comes late would be measured alone.
         for (++arrived; arrived < threads;) std::this_thread::yield();
-        kernels.fma_chain(100000);  // wake the clocks
+        chain(100000);  // wake the clocks
         double flops = 0, seconds = 0;
         for (const auto start = clock::now(); seconds * 1e3 < milliseconds;) {
-            flops += kernels.fma_chain(200000);
+            flops += chain(200000);
             seconds = std::chrono::duration<double>(clock::now() - start).count();
         }
         rate[static_cast<size_t>(item)] = flops / seconds * 1e-9;
@@ -116,8 +122,8 @@ PYBIND11_MODULE(_core, m) {
         }
     });
     m.def("philox_normal", &normal, py::arg("seed"), py::arg("rows"), py::arg("cols"));
-    m.def("fma_peak", &fma_peak, py::arg("threads") = 0, py::arg("isa") = "",
-          py::arg("milliseconds") = 300.0);
+    m.def("peak", &peak, py::arg("threads") = 0, py::arg("isa") = "",
+          py::arg("milliseconds") = 300.0, py::arg("kind") = "float32");
     m.def("cpu_info", &cpu_info);
     m.def("kernel_table", &kernel_table, py::arg("isa") = "");
     m.def("letterbox", &letterbox, py::arg("frame"), py::arg("width"), py::arg("height"));

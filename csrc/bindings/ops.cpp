@@ -2,6 +2,7 @@
 // does not go through here.
 #include <pybind11/stl.h>
 
+#include <array>
 #include <mutex>
 
 #include "bindings/engine.h"
@@ -23,9 +24,33 @@ int within(const char* name, int value, int low, int high) {
 
 class CpuOps {
 public:
-    CpuOps(int threads, const std::string& isa)
+    CpuOps(int threads, const std::string& isa, const std::string& compute)
         : ops_(make_cpu_backend(size_t{1} << 30, size_t{1} << 30,
-                                within("threads", threads, 1, kMaxThreads), isa)) {}
+                                within("threads", threads, 1, kMaxThreads), isa,
+                                parse_compute(compute))) {}
+
+    // A copy of x [rows, cols] as the engine would store it between layers; returns a handle that
+    // `linear` takes in place of an array.
+    size_t make_activation(const py::object& x) {
+        const float* from = data_of<float>(x, "x", {-1, -1});
+        const int rows = dim(x, 0), cols = dim(x, 1);
+        within("rows", rows, 1, kMaxSize);
+        within("cols", cols, 1, kMaxSize);
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const Mat made = ops_->make_activation(rows, cols, cols);
+        ops_->copy(view(from, rows, cols), 1.0f, made);
+        activations_.push_back(made);
+        return activations_.size() - 1;
+    }
+
+    // What an activation holds, float32 [rows, cols].
+    py::array_t<float> read_activation(size_t handle) {
+        const Mat x = activations_.at(handle);
+        py::array_t<float> out({x.rows, x.cols});
+        for (int r = 0; r < x.rows; ++r)
+            for (int c = 0; c < x.cols; ++c) out.mutable_at(r, c) = x.value(r, c);
+        return out;
+    }
 
     // A raw file of [out, in] elements (two stacked matrices when gated); returns a handle.
     size_t load_linear(const std::string& path, const std::string& dtype, int out, int in,
@@ -59,9 +84,11 @@ public:
     void linear(size_t handle, const py::object& x, const py::object& y, const py::object& bias,
                 const std::string& activation, const py::object& residual, float scale) {
         const Weight w = linears_.at(handle);
-        const float* from = data_of<float>(x, "x", {-1, w.in});
-        const int rows = dim(x, 0);
-        const float* to = mutable_data_of<float>(y, "y", {rows, w.out});
+        const Mat from = operand(x, "x", {-1, w.in});
+        const int rows = from.rows;
+        const Mat to = py::isinstance<py::int_>(y)
+                           ? operand(y, "y", {rows, w.out})
+                           : view(mutable_data_of<float>(y, "y", {rows, w.out}), rows, w.out);
         LinearOptions o;
         // The kernels read biases in whole panels.
         if (!bias.is_none()) o.bias = data_of<float>(bias, "bias", {(w.out + 31) / 32 * 32});
@@ -77,7 +104,7 @@ public:
         o.scale = scale;
         GilRelease release;
         const std::lock_guard<std::mutex> lock(mutex_);
-        ops_->linear(view(from, rows, w.in), w.linear, view(to, rows, w.out), o);
+        ops_->linear(from, w.linear, to, o);
     }
 
     size_t make_kv(int kv_heads, int head_dim, int capacity) {
@@ -132,6 +159,19 @@ private:
         const Linear* linear;
         int out, in;
     };
+    // An array, or the handle of an activation; -1: any count of rows.
+    Mat operand(const py::object& x, const char* name, std::array<int, 2> shape) const {
+        if (!py::isinstance<py::int_>(x)) {
+            const float* data = data_of<float>(x, name, {shape[0], shape[1]});
+            return view(data, dim(x, 0), shape[1]);
+        }
+        const Mat m = activations_.at(x.cast<size_t>());
+        if ((shape[0] >= 0 && m.rows != shape[0]) || m.cols != shape[1])
+            fail(ErrorKind::input, "%s: the activation is [%d, %d], expected [%d, %d]", name,
+                 m.rows, m.cols, shape[0], shape[1]);
+        return m;
+    }
+
     struct Kv {
         KvStore* store;
         int heads, head_dim, capacity;
@@ -140,6 +180,7 @@ private:
     std::unique_ptr<Backend> ops_;
     std::vector<Weight> linears_;
     std::vector<Kv> kvs_;
+    std::vector<Mat> activations_;
 };
 
 }  // namespace
@@ -147,7 +188,10 @@ private:
 void bind_ops(py::module_& m) {
     using py::arg;
     py::class_<CpuOps>(m, "CpuOps", "Single operations of the CPU backend; see csrc/ops/ops.h.")
-        .def(py::init<int, const std::string&>(), arg("threads") = 1, arg("isa") = "")
+        .def(py::init<int, const std::string&, const std::string&>(), arg("threads") = 1,
+             arg("isa") = "", arg("compute") = "float32")
+        .def("make_activation", &CpuOps::make_activation, arg("x"))
+        .def("read_activation", &CpuOps::read_activation, arg("activation"))
         .def("load_linear", &CpuOps::load_linear, arg("path"), arg("dtype"), arg("out"), arg("in"),
              arg("gated") = false)
         .def("linear", &CpuOps::linear, arg("weight"), arg("x"), arg("y"), arg("bias") = py::none(),

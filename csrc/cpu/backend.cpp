@@ -10,18 +10,32 @@
 
 namespace smolvla {
 
-Mat Backend::make_mat(int rows, int cols) {
+Mat Backend::make_mat(int rows, int cols, Storage storage) {
     // One spare cache line per row: strides that are multiples of 4 KiB would put the 14 rows of a
     // tile into the same L1 set.
-    const ptrdiff_t ld = (cols + 15) / 16 * 16 + 16;
-    return {make_buffer(size_t(rows) * ld), rows, cols, ld};
+    const ptrdiff_t ld = (words_of(cols, storage) + 15) / 16 * 16 + 16;
+    return {make_buffer(size_t(rows) * ld), rows, cols, ld, storage};
 }
+
+float Mat::value(int r, int column) const {
+    if (storage != Storage::bf16) return row(r)[column];
+    uint32_t word;
+    std::memcpy(&word, row(r) + column / 2, 4);
+    return bf16_to_f32(static_cast<uint16_t>(column % 2 == 0 ? word >> 16 : word & 0xffff));
+}
+
+Compute parse_compute(const std::string& name) {
+    for (Compute c : {Compute::float32, Compute::bfloat16})
+        if (name == compute_name(c)) return c;
+    fail(ErrorKind::backend, "compute: expected float32 or bfloat16, got %s", name.c_str());
+}
+const char* compute_name(Compute c) { return c == Compute::float32 ? "float32" : "bfloat16"; }
 
 namespace cpu {
 namespace {
 
 // Activations of one row block stay in half of a 1 MiB L2 while the weight panels stream past.
-constexpr int kBlockFloats = 128 << 10;
+constexpr int kBlockWords = 128 << 10;
 constexpr int kItemsPerThread = 32;  // the last item of a pass idles the others by 1/64 at most
 constexpr int kQueryTiles = 4;       // query rows per attention item, in tiles
 
@@ -40,19 +54,27 @@ TileActivation tile_activation(Activation a, bool gated) {
 
 class CpuBackend final : public Backend {
 public:
-    CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const std::string& isa)
+    CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const std::string& isa,
+               Compute compute)
         : weights_(weight_bytes),
           buffers_(buffer_bytes),
           kernels_(choose_kernels(isa)),
-          pool_(threads) {
-        scratch_.resize(static_cast<size_t>(pool_.size()));
-    }
+          compute_(compute),
+          operands_(compute == Compute::float32      ? Storage::f32
+                    : kernels_.gemm_words != nullptr ? Storage::bf16
+                                                     : Storage::rounded),
+          pool_(threads),
+          scratch_(static_cast<size_t>(pool_.size())) {}
 
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override {
+        const Layout narrow =
+            operands_ == Storage::bf16 ? Layout::bf16_words : Layout::bf16_columns;
         linears_.push_back(std::make_unique<Linear>(
-            pack_linear(weights_, source, weights, biases, in, out, gated)));
+            pack_linear(weights_, source, weights, biases, in, out, gated, narrow)));
+        if (compute_ == Compute::bfloat16)
+            reserve_scratch(size_t(block_rows(*linears_.back())) * operand_ld(in));
         return linears_.back().get();
     }
 
@@ -66,56 +88,58 @@ public:
         kv->kv_heads = kv_heads;
         kv->head_dim = head_dim;
         kv->capacity = ceil_div(capacity, kPanel) * kPanel;
-        kv->keys = make_buffer(kv->head_floats() * kv_heads);
-        kv->values = make_buffer(size_t(kv_heads) * kv->value_panels() * kv->capacity * kPanel);
-        if (kv->capacity > scratch_capacity_) {
-            std::vector<float*> larger;  // all or nothing: a full arena leaves the old ones in use
-            for (size_t i = 0; i < scratch_.size(); ++i)
-                larger.push_back(make_buffer(size_t(query_block()) * score_ld(kv->capacity)));
-            scratch_.swap(larger);
-            scratch_capacity_ = kv->capacity;
-        }
+        kv->storage = operands_;
+        kv->keys = make_buffer(kv->key_words());
+        kv->values = make_buffer(kv->value_words());
+        reserve_scratch(size_t(query_block()) * (score_ld(kv->capacity) + operand_ld(head_dim)));
         kvs_.push_back(std::move(kv));
         return kvs_.back().get();
+    }
+
+    Storage activation_storage(int unit) const override {
+        return operands_ == Storage::bf16 && unit % 2 != 0 ? Storage::rounded : operands_;
     }
 
     float* make_buffer(size_t count) override { return buffers_.floats(count); }
 
     void linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) override {
-        const GemmKernels& gemm = w->bf16 ? *kernels_.gemm_bf16 : *kernels_.gemm_f32;
-        const int most = gemm.max_rows;
-        const int block_rows = std::max(most, kBlockFloats / w->in / most * most);
-        const int blocks = ceil_div(x.rows, block_rows);
+        const GemmKernels& gemm = gemm_of(*w);
+        const int most = gemm.max_rows, depth = w->depth();
+        const int blocks = ceil_div(x.rows, block_rows(*w));
         const int groups =
             std::min(w->panels, ceil_div(kItemsPerThread * pool_.size(), std::max(blocks, 1)));
         const float* bias = o.bias ? o.bias : w->bias;
         const int step = w->gated ? kPanel / 2 : kPanel;  // result columns per panel
-        Epilogue e{nullptr, nullptr, o.residual.ld, o.scale,
-                   tile_activation(o.activation, w->gated)};
-        const bool plain =
-            !bias && !o.residual.data && o.scale == 1.0f && e.activation == TileActivation::none;
+        Epilogue e{
+            nullptr,  nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w->gated),
+            y.storage};
+        const bool plain = !bias && !o.residual.data && o.scale == 1.0f &&
+                           e.activation == TileActivation::none && y.storage == Storage::f32;
+        const Storage operand = operand_storage(*w, x.storage);
 
-        pool_.run(blocks * groups, [&](int item, int) {
+        pool_.run(blocks * groups, [&](int item, int thread) {
             alignas(64) float tile[kMaxTileRows * kPanel];
             const int first = part_start(x.rows, blocks, item / groups);
             const int rows = part_start(x.rows, blocks, item / groups + 1) - first;
             const int tiles = ceil_div(rows, most);
             const int last_panel = part_start(w->panels, groups, item % groups + 1);
+            Mat in = x.below(first, rows);
+            if (operand != x.storage) in = convert(in, operand, scratch_[size_t(thread)]);
             for (int p = part_start(w->panels, groups, item % groups); p < last_panel; ++p) {
                 const int columns = std::min(step, w->out - p * step);
                 const bool direct = plain && columns == kPanel;
                 Epilogue here = e;
                 if (bias) here.bias = bias + p * kPanel;
                 for (int t = 0; t < tiles; ++t) {
-                    const int r = first + part_start(rows, tiles, t);
-                    const int height = first + part_start(rows, tiles, t + 1) - r;
+                    const int r = part_start(rows, tiles, t);
+                    const int height = part_start(rows, tiles, t + 1) - r;
                     const void* next =
                         t == tiles - 1 && p + 1 < last_panel ? w->panel(p + 1) : nullptr;
-                    float* to = y.row(r) + p * step;
-                    gemm.tile[height](x.row(r), x.ld, w->panel(p), w->in, direct ? to : tile,
+                    float* to = y.at(first + r, p * step);
+                    gemm.tile[height](in.row(r), in.ld, w->panel(p), depth, direct ? to : tile,
                                       direct ? y.ld : kPanel, next);
                     if (direct) continue;
-                    if (o.residual.data) here.residual = o.residual.row(r) + p * step;
+                    if (o.residual.data) here.residual = o.residual.row(first + r) + p * step;
                     kernels_.epilogue(here, tile, height, columns, to, y.ld);
                 }
             }
@@ -137,61 +161,60 @@ public:
     }
 
     void store_kv(Mat keys, Mat values, KvStore* kv, int first) override {
-        const int dim = kv->head_dim;
         const int last = first + keys.rows;
         const int first_panel = first / kPanel, panels = ceil_div(last, kPanel) - first_panel;
         pool_.run(kv->kv_heads * panels, [&](int item, int) {
             const int head = item / panels;
             const int start = (first_panel + item % panels) * kPanel;
             const int from = std::max(first, start), to = std::min(last, start + kPanel);
-            float* panel = kv->key_panel(head, start);
-            for (int d = 0; d < dim; ++d)
-                for (int position = from; position < to; ++position)
-                    panel[d * kPanel + position - start] =
-                        keys.row(position - first)[head * dim + d];
-            for (int c = 0; c < dim; c += kPanel)
-                for (int position = from; position < to; ++position)
-                    std::memcpy(kv->value_panel(head, c / kPanel) + size_t(position) * kPanel,
-                                values.row(position - first) + head * dim + c,
-                                sizeof(float) * std::min(kPanel, dim - c));
+            pack_keys(*kv, head, keys.below(from - first, to - from), from);
+            pack_values(*kv, head, values.below(from - first, to - from), from);
         });
     }
 
     // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024),
     // so the softmax needs no running maximum and a row's result does not depend on its block.
     void attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) override {
-        const GemmKernels& gemm = *kernels_.gemm_f32;
+        const GemmKernels& gemm = attention_gemm();
         const int most = gemm.max_rows, group = s.heads / s.kv_heads;
         const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s.head_dim));
         const int blocks = std::max(ceil_div(q.rows, query_block()),
                                     std::min(q.rows, ceil_div(16 * pool_.size(), s.heads)));
+        const bool exact = kv->storage == Storage::f32;
         pool_.run(s.heads * blocks, [&](int item, int thread) {
             const int head = item / blocks, kv_head = head / group;
             const int first = part_start(q.rows, blocks, item % blocks);
             const int rows = part_start(q.rows, blocks, item % blocks + 1) - first;
-            const int keys = *std::max_element(s.lengths + first, s.lengths + first + rows);
+            const int* lengths = s.lengths + first;
+            const int keys = *std::max_element(lengths, lengths + rows);
             const int tiles = ceil_div(rows, most), padded = ceil_div(keys, kPanel) * kPanel;
+            const ptrdiff_t ld = score_ld(kv->capacity);
             float* scores = scratch_[static_cast<size_t>(thread)];
-            const ptrdiff_t ld = score_ld(scratch_capacity_);
+            Mat queries = q.below(first, rows).columns(head * s.head_dim, s.head_dim);
+            if (!exact) queries = convert(queries, kv->storage, scores + query_block() * ld);
             for (int k = 0; k < keys; k += kPanel)
                 for (int t = 0; t < tiles; ++t) {
                     const int r = part_start(rows, tiles, t);
                     gemm.tile[part_start(rows, tiles, t + 1) - r](
-                        q.row(first + r) + head * s.head_dim, q.ld, kv->key_panel(kv_head, k),
-                        s.head_dim, scores + r * ld + k, ld, nullptr);
+                        queries.row(r), queries.ld, kv->key_panel(kv_head, k), kv->key_depth(),
+                        scores + r * ld + k, ld, nullptr);
                 }
             float inverse_sum[kMaxTileRows * kQueryTiles];
-            kernels_.softmax(scores, ld, rows, s.lengths + first, padded, scale, inverse_sum);
+            if (exact)
+                kernels_.softmax(scores, ld, rows, lengths, padded, scale, inverse_sum);
+            else
+                kernels_.softmax_bf16(scores, ld, rows, lengths, padded, scale, inverse_sum,
+                                      kv->storage);
             alignas(64) float tile[kMaxTileRows * kPanel];
             for (int t = 0; t < tiles; ++t) {
                 const int r = part_start(rows, tiles, t);
                 const int height = part_start(rows, tiles, t + 1) - r;
                 for (int d = 0; d < s.head_dim; d += kPanel) {
                     gemm.tile[height](scores + r * ld, ld, kv->value_panel(kv_head, d / kPanel),
-                                      keys, tile, kPanel, nullptr);
+                                      kv->value_depth(keys), tile, kPanel, nullptr);
                     kernels_.scale_rows(tile, kPanel, height, std::min(kPanel, s.head_dim - d),
-                                        inverse_sum + r, out.row(first + r) + head * s.head_dim + d,
-                                        out.ld);
+                                        inverse_sum + r, out.at(first + r, head * s.head_dim + d),
+                                        out.ld, out.storage);
                 }
             }
         });
@@ -207,10 +230,11 @@ public:
         const size_t plane = size_t(height) * width;
         each_row(rows.rows, [&](int r) {
             const float* from = pixels + size_t(r / across) * patch * width + r % across * patch;
-            float* to = rows.row(r);
+            int column = 0;
             for (int c = 0; c < 3; ++c)
-                for (int y = 0; y < patch; ++y, to += patch)
-                    std::memcpy(to, from + c * plane + size_t(y) * width, sizeof(float) * patch);
+                for (int y = 0; y < patch; ++y, column += patch)
+                    kernels_.scale_rows(from + c * plane + size_t(y) * width, 0, 1, patch, nullptr,
+                                        rows.at(r, column), 0, rows.storage);
         });
     }
 
@@ -218,11 +242,12 @@ public:
         const int across = side / scale;
         each_row(out.rows, [&](int r) {
             float* to = out.row(r);
+            const int words = words_of(x.cols, x.storage);
             for (int dy = 0; dy < scale; ++dy)
-                for (int dx = 0; dx < scale; ++dx, to += x.cols)
+                for (int dx = 0; dx < scale; ++dx, to += words)
                     std::memcpy(to,
                                 x.row((r / across * scale + dy) * side + r % across * scale + dx),
-                                sizeof(float) * x.cols);
+                                sizeof(float) * static_cast<size_t>(words));
         });
     }
 
@@ -247,7 +272,7 @@ public:
 
     void copy(Mat x, float scale, Mat y) override {
         each_row(x.rows, [&](int r) {
-            for (int c = 0; c < x.cols; ++c) y.row(r)[c] = x.row(r)[c] * scale;
+            kernels_.scale_rows(x.row(r), x.ld, 1, x.cols, &scale, y.row(r), y.ld, y.storage);
         });
     }
 
@@ -265,16 +290,57 @@ public:
     }
 
     BackendInfo info() const override {
-        BackendInfo info{
-            kernels_.isa, pool_.size(), weights_.used_bytes(), buffers_.used_bytes(), {}};
+        BackendInfo info{kernels_.isa,          compute_, pool_.size(), weights_.used_bytes(),
+                         buffers_.used_bytes(), {}};
         for (const KernelRow& row : kernel_table(kernels_))
             if (row.chosen) info.kernels.push_back(row.kernel);
         return info;
     }
 
 private:
-    int query_block() const { return kQueryTiles * kernels_.gemm_f32->max_rows; }
+    const GemmKernels& gemm_of(const Linear& w) const {
+        switch (w.layout) {
+            case Layout::bf16_words: return *kernels_.gemm_words;
+            case Layout::bf16_columns: return *kernels_.gemm_bf16;
+            default: return *kernels_.gemm_f32;
+        }
+    }
+    const GemmKernels& attention_gemm() const {
+        return operands_ == Storage::bf16 ? *kernels_.gemm_words : *kernels_.gemm_f32;
+    }
+    int block_rows(const Linear& w) const {
+        const int most = gemm_of(w).max_rows;
+        return std::max(most, kBlockWords / w.depth() / most * most);
+    }
+    int query_block() const { return kQueryTiles * attention_gemm().max_rows; }
     static ptrdiff_t score_ld(int capacity) { return capacity + 16; }
+    static ptrdiff_t operand_ld(int columns) { return ceil_div(columns, 16) * 16; }
+
+    // What the rows must be for a weight: its rule is the backend's Compute, whatever x is.
+    Storage operand_storage(const Linear& w, Storage x) const {
+        if (w.layout == Layout::f32) return x == Storage::bf16 ? Storage::f32 : x;
+        return operands_ == Storage::f32 ? x : operands_;
+    }
+
+    // The rows in another storage, in `scratch`.
+    Mat convert(Mat x, Storage storage, float* scratch) const {
+        const Mat to{scratch, x.rows, x.cols, operand_ld(x.cols), storage};
+        if (x.storage != Storage::bf16)
+            kernels_.scale_rows(x.data, x.ld, x.rows, x.cols, nullptr, to.data, to.ld, storage);
+        else
+            for (int r = 0; r < x.rows; ++r)
+                for (int c = 0; c < x.cols; ++c) to.row(r)[c] = x.value(r, c);
+        return to;
+    }
+
+    // At least `words` for every thread. All or nothing: a full arena leaves the old ones in use.
+    void reserve_scratch(size_t words) {
+        if (words <= scratch_words_) return;
+        std::vector<float*> larger;
+        for (size_t i = 0; i < scratch_.size(); ++i) larger.push_back(make_buffer(words));
+        scratch_.swap(larger);
+        scratch_words_ = words;
+    }
 
     // Rows that cost little each: several to an item.
     template <class Body>
@@ -288,26 +354,28 @@ private:
 
     void norm(Norm kernel, Mat x, const float* weight, const float* bias, float eps, Mat y) {
         each_row(x.rows, [&](int r) {
-            kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, y.row(r), y.ld);
+            kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, y.row(r), y.ld, y.storage);
         });
     }
 
     Arena weights_;
     Arena buffers_;
     const Kernels kernels_;
+    const Compute compute_;
+    const Storage operands_;  // of weights in bfloat16
     ThreadPool pool_;
     std::vector<std::unique_ptr<Linear>> linears_;
     std::vector<std::unique_ptr<KvStore>> kvs_;
-    std::vector<float*> scratch_;  // scores of one query block, per thread
-    int scratch_capacity_ = 0;
+    std::vector<float*> scratch_;  // per thread: scores of a query block, or converted rows
+    size_t scratch_words_ = 0;
 };
 
 }  // namespace
 }  // namespace cpu
 
 std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                          const std::string& isa) {
-    return std::make_unique<cpu::CpuBackend>(weight_bytes, buffer_bytes, threads, isa);
+                                          const std::string& isa, Compute compute) {
+    return std::make_unique<cpu::CpuBackend>(weight_bytes, buffer_bytes, threads, isa, compute);
 }
 
 }  // namespace smolvla

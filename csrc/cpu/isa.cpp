@@ -23,6 +23,9 @@ struct IsaRow {
 
 const IsaRow kRows[] = {
 #if defined(__x86_64__)
+    {"avx512_bf16", "avx512f+bw+vl+dq, fma, avx512_bf16",
+     [](const CpuFeatures& f) { return f.avx512 && f.fma && f.avx512_bf16; },
+     &avx512_bf16::kernels},
     {"avx512", "avx512f+bw+vl+dq, fma", [](const CpuFeatures& f) { return f.avx512 && f.fma; },
      &avx512::kernels},
     {"scalar", "fma", [](const CpuFeatures& f) { return f.fma; }, &scalar_fma::kernels},
@@ -42,9 +45,10 @@ struct OpRow {
     {#field, [](const Kernels& k) { return k.field != nullptr; },     \
      [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
      [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
-const OpRow kOps[] = {SMOLVLA_OP(gemm_f32),   SMOLVLA_OP(gemm_bf16), SMOLVLA_OP(epilogue),
-                      SMOLVLA_OP(layer_norm), SMOLVLA_OP(rms_norm),  SMOLVLA_OP(softmax),
-                      SMOLVLA_OP(scale_rows), SMOLVLA_OP(rope),      SMOLVLA_OP(fma_chain)};
+const OpRow kOps[] = {SMOLVLA_OP(gemm_f32), SMOLVLA_OP(gemm_bf16),    SMOLVLA_OP(gemm_words),
+                      SMOLVLA_OP(epilogue), SMOLVLA_OP(layer_norm),   SMOLVLA_OP(rms_norm),
+                      SMOLVLA_OP(softmax),  SMOLVLA_OP(softmax_bf16), SMOLVLA_OP(scale_rows),
+                      SMOLVLA_OP(rope),     SMOLVLA_OP(fma_chain),    SMOLVLA_OP(words_chain)};
 #undef SMOLVLA_OP
 
 // The kernels of `isa` (of the best one when empty); what it lacks comes from the rows below it.

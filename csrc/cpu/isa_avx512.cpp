@@ -22,7 +22,7 @@ namespace smolvla::cpu::avx512 {
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 14, 2>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 14, 2>();
-const Kernels kernels = every_kernel("avx512", gemm_f32, gemm_bf16);
+const Kernels kernels = every_kernel<24>("avx512", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::avx512
 
 SMOLVLA_TARGET_END

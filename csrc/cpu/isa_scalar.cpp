@@ -13,7 +13,7 @@ namespace smolvla::cpu::scalar {
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4, 2>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4, 2>();
-const Kernels kernels = every_kernel("scalar", gemm_f32, gemm_bf16);
+const Kernels kernels = every_kernel<8>("scalar", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::scalar
 
 #if defined(__x86_64__)
@@ -26,7 +26,7 @@ namespace smolvla::cpu::scalar_fma {
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 4, 2>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 4, 2>();
-const Kernels kernels = every_kernel("scalar", gemm_f32, gemm_bf16);
+const Kernels kernels = every_kernel<8>("scalar", gemm_f32, gemm_bf16);
 }  // namespace smolvla::cpu::scalar_fma
 
 SMOLVLA_TARGET_END

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ops/storage.h"
+
 namespace smolvla::cpu {
 
 constexpr int kPanel = 32;        // weight columns in a panel; also keys or head dims in a KV panel
@@ -14,7 +16,8 @@ constexpr int kMaxTileRows = 14;
 enum class TileActivation { none, gelu_tanh, silu, silu_gate };
 
 // out[r][0..32) = sum over k < depth of x[r][k] * panel[k][0..32), for ROWS rows (the index into
-// GemmKernels::tile). `next` is the address to fetch ahead, one panel row per k, or null.
+// GemmKernels::tile). `next` is the address to fetch ahead, one panel row per k, or null. Of
+// gemm_words, x and panel are words of two bfloat16 and depth counts words.
 using GemmTile = void (*)(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
                           ptrdiff_t ldo, const void* next);
 
@@ -22,6 +25,9 @@ struct GemmKernels {
     int max_rows;  // largest tile; every height in [1, max_rows] exists
     GemmTile tile[kMaxTileRows + 1];
 };
+
+// Every y below is written as its Storage says; row pitches count words. An activation whose result
+// is rounded to bfloat16 needs an exponential of 2^-17, not of one ulp.
 
 // y[r][c] = activation(tile[r][c] + bias[c]) * scale + residual[r][c]
 // silu_gate: a tile holds 16 gate then 16 up columns and gives 16: silu(gate + b) * (up + b).
@@ -31,6 +37,7 @@ struct Epilogue {
     ptrdiff_t residual_ld;
     float scale;
     TileActivation activation;
+    Storage storage;  // of y
 };
 using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, int columns, float* y,
                               ptrdiff_t ldy);
@@ -38,16 +45,21 @@ using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, in
 // y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias;   rms: y = x / sqrt(mean(x^2) + eps) *
 // weight
 using Norm = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
-                      const float* bias, float eps, float* y, ptrdiff_t ldy);
+                      const float* bias, float eps, float* y, ptrdiff_t ldy, Storage storage);
 
 // In place: row r becomes exp(scale * (s - max s)) over its first lengths[r] scores and 0 up to
 // `padded` (a multiple of 16); inverse_sum[r] = 1 / sum.
 using Softmax = void (*)(float* scores, ptrdiff_t ld, int rows, const int* lengths, int padded,
                          float scale, float* inverse_sum);
 
-// y[r][c] = x[r][c] * factor[r]
+// The same for Storage::rounded and Storage::bf16, written over the scores; padded is a multiple of
+// 32. The sums are those of the weights before they are rounded.
+using SoftmaxBf16 = void (*)(float* scores, ptrdiff_t ld, int rows, const int* lengths, int padded,
+                             float scale, float* inverse_sum, Storage storage);
+
+// y[r][c] = x[r][c] * factor[r]; without factors, x[r][c]
 using ScaleRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns,
-                           const float* factor, float* y, ptrdiff_t ldy);
+                           const float* factor, float* y, ptrdiff_t ldy, Storage storage);
 
 // Rotates the halves of each head in place by the angles of cosine/sine rows of head_dim/2 values.
 using Rope = void (*)(float* x, int heads, int head_dim, const float* cosine, const float* sine);
@@ -57,13 +69,17 @@ struct Kernels {
     const char* isa = nullptr;
     const GemmKernels* gemm_f32 = nullptr;
     const GemmKernels* gemm_bf16 = nullptr;
+    const GemmKernels* gemm_words = nullptr;  // null on every row: no bfloat16 products
     EpilogueTile epilogue = nullptr;
     Norm layer_norm = nullptr;
     Norm rms_norm = nullptr;
     Softmax softmax = nullptr;
+    SoftmaxBf16 softmax_bf16 = nullptr;
     ScaleRows scale_rows = nullptr;
     Rope rope = nullptr;
-    double (*fma_chain)(long iterations) = nullptr;  // returns flops done: the ceiling of this ISA
+    // Products in registers alone; return the flops done. The ceilings that reports divide by.
+    double (*fma_chain)(long iterations) = nullptr;
+    double (*words_chain)(long iterations) = nullptr;
 };
 
 }  // namespace smolvla::cpu

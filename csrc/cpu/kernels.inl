@@ -105,21 +105,59 @@ inline F32x16 exp(F32x16 x) {
     return p * pow2_of_shifted(t);
 }
 
+// 2^x to 2^-17 by a polynomial of degree 4, for results that are rounded to bfloat16 (2^-9).
+// x is clamped to at least -125, so that the result is a normal number, and is below 127; NaN stays
+// NaN, as above.
+inline F32x16 exp2_coarse(F32x16 x) {
+    x = max(F32x16::broadcast(-125.0f), x);
+    const F32x16 n = nearest(x);
+    const F32x16 r = x - n;
+    F32x16 p = F32x16::broadcast(0.00957010128f);
+    p = fma(p, r, F32x16::broadcast(0.0559178591f));
+    p = fma(p, r, F32x16::broadcast(0.240247443f));
+    p = fma(p, r, F32x16::broadcast(0.693121791f));
+    p = fma(p, r, F32x16::broadcast(0.999999285f));
+    return times_pow2(p, n);
+}
+
 // x * sigmoid(z)
+template <bool COARSE>
 inline F32x16 times_sigmoid(F32x16 x, F32x16 z) {
     const F32x16 one = F32x16::broadcast(1.0f);
+    if (COARSE) {
+        const F32x16 u = z * F32x16::broadcast(-1.44269504089f);
+        return x / (one + exp2_coarse(min(F32x16::broadcast(126.0f), u)));
+    }
     return x / (one + exp(F32x16::zero() - z));
 }
-inline F32x16 silu(F32x16 x) { return times_sigmoid(x, x); }
-
-// gelu_pytorch_tanh: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
-inline F32x16 gelu_tanh(F32x16 x) {
-    const F32x16 inner = fma(x * x * x, F32x16::broadcast(0.044715f), x);
-    return times_sigmoid(x, inner * F32x16::broadcast(1.5957691216f));
+template <bool COARSE>
+inline F32x16 silu(F32x16 x) {
+    return times_sigmoid<COARSE>(x, x);
 }
 
-inline void epilogue_tile(const Epilogue& e, const float* tile, int rows, int columns, float* y,
-                          ptrdiff_t ldy) {
+// gelu_pytorch_tanh: 0.5 x (1 + tanh(u)) = x sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)
+template <bool COARSE>
+inline F32x16 gelu_tanh(F32x16 x) {
+    const F32x16 inner = fma(x * x * x, F32x16::broadcast(0.044715f), x);
+    return times_sigmoid<COARSE>(x, inner * F32x16::broadcast(1.5957691216f));
+}
+
+// ---- results -----------------------------------------------------------------------------------
+
+// Writes `width` columns at column c (even) of a row. An odd last column is paired with zero.
+inline void put(F32x16 v, float* row, int c, int width, Storage storage) {
+    if (storage == Storage::f32) return v.store_first(row + c, width);
+    if (storage == Storage::rounded) return round_bf16(v).store_first(row + c, width);
+    if (width == 16) return store_words(v, row + c / 2);
+    float lane[16], words[8];
+    v.store(lane);
+    store_words(F32x16::load_first(lane, width), words);
+    for (int i = 0; i < (width + 1) / 2; ++i) row[c / 2 + i] = words[i];
+}
+
+template <bool COARSE>
+inline void epilogue(const Epilogue& e, const float* tile, int rows, int columns, float* y,
+                     ptrdiff_t ldy) {
     const bool gate = e.activation == TileActivation::silu_gate;
     const F32x16 scale = F32x16::broadcast(e.scale);
     for (int c = 0; c < columns; c += 16) {
@@ -130,21 +168,25 @@ inline void epilogue_tile(const Epilogue& e, const float* tile, int rows, int co
             F32x16 v = F32x16::load(tile + r * kPanel + c) + bias;
             switch (e.activation) {
                 case TileActivation::none: break;
-                case TileActivation::gelu_tanh: v = gelu_tanh(v); break;
-                case TileActivation::silu: v = silu(v); break;
+                case TileActivation::gelu_tanh: v = gelu_tanh<COARSE>(v); break;
+                case TileActivation::silu: v = silu<COARSE>(v); break;
                 case TileActivation::silu_gate:
-                    v = silu(v) * (F32x16::load(tile + r * kPanel + 16) + up_bias);
+                    v = silu<COARSE>(v) * (F32x16::load(tile + r * kPanel + 16) + up_bias);
                     break;
             }
             v = v * scale;
             if (e.residual) v = F32x16::load_first(e.residual + r * e.residual_ld + c, width) + v;
-            v.store_first(y + r * ldy + c, width);
+            put(v, y + r * ldy, c, width, e.storage);
         }
     }
 }
+inline void epilogue_tile(const Epilogue& e, const float* tile, int rows, int columns, float* y,
+                          ptrdiff_t ldy) {
+    const bool coarse = e.storage != Storage::f32;
+    (coarse ? epilogue<true> : epilogue<false>)(e, tile, rows, columns, y, ldy);
+}
 
-// ---- reductions over a row
-// -----------------------------------------------------------------------
+// ---- reductions over a row ---------------------------------------------------------------------
 
 // Sums the lanes as a fixed binary tree.
 inline float lane_sum(F32x16 v) {
@@ -164,7 +206,7 @@ inline float lane_max(F32x16 v) {
 }
 
 inline void layer_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
-                       const float* bias, float eps, float* y, ptrdiff_t ldy) {
+                       const float* bias, float eps, float* y, ptrdiff_t ldy, Storage storage) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
         F32x16 sum = F32x16::zero();
         for (int c = 0; c < columns; c += 16)
@@ -186,15 +228,15 @@ inline void layer_norm(const float* x, ptrdiff_t ldx, int rows, int columns, con
         for (int c = 0; c < columns; c += 16) {
             const int width = columns - c < 16 ? columns - c : 16;
             const F32x16 d = F32x16::load_first(x + c, width) - mean;
-            fma(d * factor, F32x16::load_first(weight + c, width),
-                F32x16::load_first(bias + c, width))
-                .store_first(y + c, width);
+            put(fma(d * factor, F32x16::load_first(weight + c, width),
+                    F32x16::load_first(bias + c, width)),
+                y, c, width, storage);
         }
     }
 }
 
 inline void rms_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
-                     const float*, float eps, float* y, ptrdiff_t ldy) {
+                     const float*, float eps, float* y, ptrdiff_t ldy, Storage storage) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
         F32x16 squares = F32x16::zero();
         for (int c = 0; c < columns; c += 16) {
@@ -205,8 +247,8 @@ inline void rms_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const
         const F32x16 factor = F32x16::broadcast(1.0f / __builtin_sqrtf(mean + eps));
         for (int c = 0; c < columns; c += 16) {
             const int width = columns - c < 16 ? columns - c : 16;
-            (F32x16::load_first(weight + c, width) * (F32x16::load_first(x + c, width) * factor))
-                .store_first(y + c, width);
+            put(F32x16::load_first(weight + c, width) * (F32x16::load_first(x + c, width) * factor),
+                y, c, width, storage);
         }
     }
 }
@@ -241,15 +283,46 @@ inline void softmax(float* scores, ptrdiff_t ld, int rows, const int* lengths, i
     }
 }
 
+inline void softmax_bf16(float* scores, ptrdiff_t ld, int rows, const int* lengths, int padded,
+                         float scale, float* inverse_sum, Storage storage) {
+    const F32x16 factor = F32x16::broadcast(scale * 1.44269504089f);
+    for (int r = 0; r < rows; ++r, scores += ld) {
+        const int length = lengths[r];
+        const int whole = length / 16 * 16, rest = length - whole;
+        F32x16 largest = F32x16::broadcast(scores[0]);
+        for (int c = 0; c < whole; c += 16) largest = max(largest, F32x16::load(scores + c));
+        float top = lane_max(largest);
+        for (int c = whole; c < length; ++c) top = top > scores[c] ? top : scores[c];
+        const F32x16 origin = F32x16::broadcast(-top) * factor;
+        F32x16 sum = F32x16::zero();
+        // In place: the words of column c never reach the scores of column c + 16.
+        for (int c = 0; c < whole; c += 16) {
+            const F32x16 p = exp2_coarse(fma(F32x16::load(scores + c), factor, origin));
+            sum = sum + p;
+            put(p, scores, c, 16, storage);
+        }
+        if (rest > 0) {
+            float lane[16];
+            exp2_coarse(fma(F32x16::load_first(scores + whole, rest), factor, origin)).store(lane);
+            const F32x16 p = F32x16::load_first(lane, rest);
+            sum = sum + p;
+            put(p, scores, whole, 16, storage);
+        }
+        for (int c = whole + (rest > 0 ? 16 : 0); c < padded; c += 16)
+            put(F32x16::zero(), scores, c, 16, storage);
+        inverse_sum[r] = 1.0f / lane_sum(sum);
+    }
+}
+
 // ---- rows ------------------------------------------------------------------------------------
 
 inline void scale_rows(const float* x, ptrdiff_t ldx, int rows, int columns, const float* factor,
-                       float* y, ptrdiff_t ldy) {
+                       float* y, ptrdiff_t ldy, Storage storage) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
-        const F32x16 f = F32x16::broadcast(factor[r]);
+        const F32x16 f = F32x16::broadcast(factor ? factor[r] : 1.0f);
         for (int c = 0; c < columns; c += 16) {
             const int width = columns - c < 16 ? columns - c : 16;
-            (F32x16::load_first(x + c, width) * f).store_first(y + c, width);
+            put(F32x16::load_first(x + c, width) * f, y, c, width, storage);
         }
     }
 }
@@ -270,21 +343,22 @@ inline void rope(float* x, int heads, int head_dim, const float* cosine, const f
 
 // ---- the ceiling -------------------------------------------------------------------------------
 
-// Independent fused multiply-adds in registers: what the fma pipes give with no memory at all.
-inline double fma_chain(long iterations) {
-    constexpr int kChains = 24;
-    F32x16 chain[kChains];
-    for (int i = 0; i < kChains; ++i) chain[i] = F32x16::broadcast(static_cast<float>(i));
+// Independent products in registers: what the pipes give with no memory at all.
+template <class Panel, int CHAINS>
+inline double product_chain(long iterations) {
+    F32x16 chain[CHAINS];
+    for (int i = 0; i < CHAINS; ++i) chain[i] = F32x16::broadcast(static_cast<float>(i));
     F32x16 a = F32x16::broadcast(0.999f), b = F32x16::broadcast(0.001f);
     for (long n = 0; n < iterations; ++n) {
 #pragma GCC unroll 24
-        for (int i = 0; i < kChains; ++i) chain[i] = fma(chain[i], a, b);
+        for (int i = 0; i < CHAINS; ++i) chain[i] = Panel::add_product(a, b, chain[i]);
     }
     F32x16 sum = F32x16::zero();
-    for (int i = 0; i < kChains; ++i) sum = sum + chain[i];
+    for (int i = 0; i < CHAINS; ++i) sum = sum + chain[i];
     const float total = lane_sum(sum);
     // Uses the result, so that the loop cannot be dropped.
-    return total == total ? 2.0 * 16 * kChains * static_cast<double>(iterations) : 0.0;
+    const double flops_of_product = 2.0 * 16 * (kDepthBlock / Panel::kChain);
+    return total == total ? flops_of_product * CHAINS * static_cast<double>(iterations) : 0.0;
 }
 
 // ---- tables ------------------------------------------------------------------------------------
@@ -307,18 +381,26 @@ constexpr GemmKernels gemm_table() {
     return gemm_table<Panel, MAX, VECTORS>(std::make_integer_sequence<int, kMaxTileRows>());
 }
 
-// The row of an ISA that provides every operation.
-constexpr Kernels every_kernel(const char* isa, const GemmKernels& f32, const GemmKernels& bf16) {
+// The row of an ISA. CHAINS: as many sums as fit the registers beside two operands, to measure the
+// ceiling.
+template <int CHAINS>
+constexpr Kernels every_kernel_but_gemm(const char* isa) {
     Kernels k{};
     k.isa = isa;
-    k.gemm_f32 = &f32;
-    k.gemm_bf16 = &bf16;
     k.epilogue = epilogue_tile;
     k.layer_norm = layer_norm;
     k.rms_norm = rms_norm;
     k.softmax = softmax;
+    k.softmax_bf16 = softmax_bf16;
     k.scale_rows = scale_rows;
     k.rope = rope;
-    k.fma_chain = fma_chain;
+    k.fma_chain = product_chain<PanelF32, CHAINS>;
+    return k;
+}
+template <int CHAINS>
+constexpr Kernels every_kernel(const char* isa, const GemmKernels& f32, const GemmKernels& bf16) {
+    Kernels k = every_kernel_but_gemm<CHAINS>(isa);
+    k.gemm_f32 = &f32;
+    k.gemm_bf16 = &bf16;
     return k;
 }

@@ -21,16 +21,21 @@ void put_f32(const Linear& w, int column, const float* row) {
 
 void put_bf16(const Linear& w, int column, const uint16_t* row) {
     uint16_t* to = reinterpret_cast<uint16_t*>(w.data + (column / kPanel) * w.panel_bytes());
+    if (w.layout == Layout::bf16_words) {
+        to += 2 * (column % kPanel);
+        for (int k = 0; k < w.in; ++k) to[size_t(k / 2) * 2 * kPanel + (k % 2 == 0)] = row[k];
+        return;
+    }
     const int lane = column % 16, half = column % kPanel / 16;  // low half of a word: columns 0..15
     for (int k = 0; k < w.in; ++k) to[size_t(k) * kPanel + 2 * lane + half] = row[k];
 }
 
-Linear reserve(Arena& arena, int in, int columns, bool bf16, bool gated) {
+Linear reserve(Arena& arena, int in, int columns, Layout layout, bool gated) {
     Linear w;
     w.in = in;
     w.out = gated ? columns / 2 : columns;
     w.panels = gated ? (w.out + 15) / 16 : (columns + kPanel - 1) / kPanel;
-    w.bf16 = bf16;
+    w.layout = layout;
     w.gated = gated;
     w.data = static_cast<char*>(arena.allocate(w.panels * w.panel_bytes()));
     return w;
@@ -40,7 +45,7 @@ Linear reserve(Arena& arena, int in, int columns, bool bf16, bool gated) {
 
 Linear pack_linear(Arena& arena, const TensorSource& source,
                    const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated) {
+                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout) {
     int columns = 0;
     bool bf16 = true;  // mixed parts are widened to float32, which is exact
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -56,7 +61,7 @@ Linear pack_linear(Arena& arena, const TensorSource& source,
         columns += out[i];
         bf16 = bf16 && e.dtype == DType::bf16;
     }
-    Linear w = reserve(arena, in, columns, bf16, gated);
+    Linear w = reserve(arena, in, columns, bf16 ? bf16_layout : Layout::f32, gated);
 
     // 16 rows at a time: one cache line of a panel row is then written by neighbouring stores.
     std::vector<uint16_t> narrow(bf16 ? size_t(16) * in : 0);
@@ -100,7 +105,7 @@ Linear pack_linear(Arena& arena, const TensorSource& source,
 }
 
 Linear pack_matrix(Arena& arena, const float* weight, int out, int in) {
-    Linear w = reserve(arena, in, out, false, false);
+    Linear w = reserve(arena, in, out, Layout::f32, false);
     for (int c = 0; c < out; ++c) put_f32(w, c, weight + size_t(c) * in);
     return w;
 }

@@ -1,9 +1,11 @@
 // Weight and key/value layouts of the CPU kernels.
 //
 // Weight W [out, in]: panels of 32 outputs, each [in][32], so that a step of k reads one or two
-// cache lines in order. bfloat16 panels store word j = (column j, column j + 16): two cheap integer
-// operations widen a whole row. Gated weights interleave 16 gate and 16 up columns in a panel, so
-// that silu(gate) * up is done on a tile that is still in L1.
+// cache lines in order. bfloat16 weights come in two layouts: for float32 arithmetic word j of row
+// k is (column j, column j + 16), which two cheap integer operations widen; for products of
+// bfloat16 word j of row k is (w[j][2k] high, w[j][2k + 1] low), see ops/storage.h. Gated weights
+// interleave 16 gate and 16 up columns in a panel, so that silu(gate) * up is done on a tile still
+// in L1.
 //
 //     panel 0                      panel 1
 //     k=0: w[0][0]  ... w[31][0]   w[32][0] ... w[63][0]
@@ -11,7 +13,7 @@
 //
 // Keys: per kv head, panels of 32 positions [head_dim][32] (a weight whose "outputs" are
 // positions). Values: per kv head, panels of 32 head dims [capacity][32] (a weight whose depth is
-// the position).
+// the position). With Storage::bf16 both hold pairs along their depth, as weights do.
 #pragma once
 
 #include <vector>
@@ -22,32 +24,45 @@
 
 namespace smolvla {
 
+enum class Layout { f32, bf16_columns, bf16_words };
+
 struct Linear {
     int in = 0;
     int out = 0;  // columns of the result (half of the packed ones when gated)
     int panels = 0;
-    bool bf16 = false;
+    Layout layout = Layout::f32;
     bool gated = false;
     char* data = nullptr;
     const float* bias = nullptr;  // padded to panels * 32, or null
 
-    size_t panel_bytes() const { return size_t(in) * cpu::kPanel * (bf16 ? 2 : 4); }
+    // Rows of a panel: k, or pairs of k.
+    int depth() const { return layout == Layout::bf16_words ? (in + 1) / 2 : in; }
+    size_t panel_bytes() const {
+        return size_t(depth()) * cpu::kPanel * (layout == Layout::bf16_columns ? 2 : 4);
+    }
     const char* panel(int p) const { return data + size_t(p) * panel_bytes(); }
 };
 
 struct KvStore {
     int kv_heads = 0, head_dim = 0, capacity = 0;  // capacity: a multiple of 32 positions
-    float* keys = nullptr;
+    Storage storage = Storage::f32;
+    float* keys = nullptr;  // words
     float* values = nullptr;
 
-    size_t head_floats() const { return size_t(capacity) * head_dim; }
+    int key_depth() const { return words_of(head_dim, storage); }
+    int value_depth(int positions) const { return words_of(positions, storage); }
+    size_t key_words() const { return size_t(kv_heads) * capacity * key_depth(); }
+    size_t value_words() const {
+        return size_t(kv_heads) * value_panels() * value_depth(capacity) * cpu::kPanel;
+    }
     int value_panels() const { return (head_dim + cpu::kPanel - 1) / cpu::kPanel; }
     float* key_panel(int head, int position) const {
-        return keys + head * head_floats() +
-               size_t(position / cpu::kPanel) * cpu::kPanel * head_dim;
+        return keys +
+               (size_t(head) * capacity + position / cpu::kPanel * cpu::kPanel) * key_depth();
     }
     float* value_panel(int head, int panel) const {
-        return values + (size_t(head) * value_panels() + panel) * capacity * cpu::kPanel;
+        return values +
+               (size_t(head) * value_panels() + panel) * value_depth(capacity) * cpu::kPanel;
     }
 };
 
@@ -55,8 +70,14 @@ namespace cpu {
 
 Linear pack_linear(Arena& arena, const TensorSource& source,
                    const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated);
+                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout);
 Linear pack_matrix(Arena& arena, const float* weight, int out, int in);
+
+// Rows of keys or values [n, kv_heads * head_dim] of one head at positions first..., which lie in
+// one panel of 32 positions. Pairs of positions that the rows fill by half keep their other half,
+// and a half beyond the last row becomes zero: it is multiplied with weights of zero.
+void pack_keys(KvStore& kv, int head, Mat rows, int first);
+void pack_values(KvStore& kv, int head, Mat rows, int first);
 
 }  // namespace cpu
 }  // namespace smolvla

@@ -44,7 +44,8 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
 }  // namespace
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
-               const std::vector<TensorEntry>& tensors, int threads, const std::string& isa)
+               const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
+               Compute compute)
     : config_(config),
       state_statistics_(state),
       action_statistics_(action),
@@ -55,7 +56,7 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     if (threads <= 0) threads = default_threads();
     // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
     ops_ = make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
-                            buffer_bytes(config_, threads), threads, isa);
+                            buffer_bytes(config_, threads), threads, isa, compute);
     vision_ = std::make_unique<Vision>(config_, source_, *ops_);
     expert_ = std::make_unique<Expert>(config_, source_, *ops_);
     prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);

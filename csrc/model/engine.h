@@ -40,7 +40,8 @@ public:
     static constexpr int kMaxCameras = 64;
 
     Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
-           const std::vector<TensorEntry>& tensors, int threads, const std::string& isa);
+           const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
+           Compute compute = Compute::float32);
 
     // Called between stages and steps; may throw to stop the call (Ctrl-C).
     void set_interrupt_check(std::function<void()> check) { check_ = std::move(check); }

@@ -50,10 +50,11 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
     const int rows = c.chunk_size;
     suffix_ = ops.make_mat(rows, width);
     x_ = ops.make_mat(rows, width);
-    normed_ = ops.make_mat(rows, width);
+    normed_ = ops.make_activation(rows, width);
     qkv_ = ops.make_mat(rows, c.q_width() + 2 * kv);
-    attended_ = ops.make_mat(rows, c.q_width());
-    hidden_ = ops.make_mat(rows, c.expert_mlp);
+    attended_ = ops.make_activation(rows, c.q_width(), c.head_dim);
+    hidden_ = ops.make_activation(rows, c.expert_mlp);
+    final_ = ops.make_mat(rows, width);
     velocity_ = ops.make_mat(rows, c.max_action_dim);
     lengths_.assign(static_cast<size_t>(rows), 0);
     // The table is used as a bias, which the backend reads in whole panels: pad the rows.
@@ -171,10 +172,10 @@ Mat Expert::velocity(Mat actions, int prefix_tokens, int step, Trace* trace) {
         ops_.linear(hidden, l.block.down, x, add);
         if (first) first->put("mid.step0.expert_layer" + std::to_string(l.text_layer), x);
     }
-    ops_.rms_norm(x, norm_, config_.rms_eps, normed);
-    if (first) first->put("mid.step0.expert_out_normed", normed);
-    const Mat v = velocity_.top(rows);
-    ops_.linear(normed, action_out_, v, {});
+    const Mat final = final_.top(rows), v = velocity_.top(rows);
+    ops_.rms_norm(x, norm_, config_.rms_eps, final);
+    if (first) first->put("mid.step0.expert_out_normed", final);
+    ops_.linear(final, action_out_, v, {});
     return v;
 }
 

@@ -44,7 +44,7 @@ private:
     Mat time_table_;
     int steps_ = 0;
     std::vector<int> lengths_;
-    Mat suffix_, x_, normed_, qkv_, attended_, hidden_, velocity_, cross_k_, cross_v_;
+    Mat suffix_, x_, normed_, qkv_, attended_, hidden_, final_, velocity_, cross_k_, cross_v_;
 };
 
 }  // namespace smolvla

@@ -59,10 +59,10 @@ Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert&
     kv_ = ops.make_kv(c.kv_heads, c.head_dim, n);
     lengths_.assign(static_cast<size_t>(n), 0);
     x_ = ops.make_mat(n, c.text_width);
-    normed_ = ops.make_mat(n, c.text_width);
+    normed_ = ops.make_activation(n, c.text_width);
     qkv_ = ops.make_mat(n, c.q_width() + 2 * c.kv_width());
-    attended_ = ops.make_mat(n, c.q_width());
-    hidden_ = ops.make_mat(n, c.text_mlp);
+    attended_ = ops.make_activation(n, c.q_width(), c.head_dim);
+    hidden_ = ops.make_activation(n, c.text_mlp);
     state_ = ops.make_mat(1, c.max_state_dim);
 }
 

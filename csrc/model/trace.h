@@ -19,7 +19,7 @@ public:
     void put(const std::string& name, Mat x) {
         TraceEntry e{{1, x.rows, x.cols}, {}};
         for (int r = 0; r < x.rows; ++r)
-            e.values.insert(e.values.end(), x.row(r), x.row(r) + x.cols);
+            for (int c = 0; c < x.cols; ++c) e.values.push_back(x.value(r, c));
         entries.emplace_back(name, std::move(e));
     }
     // [rows, heads * dim] -> [1, heads, rows, dim]

@@ -51,14 +51,14 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
         source.read_f32(table, int64_t(r) * width, width, position_table_.row(r));
 
     kv_ = ops.make_kv(c.vision_heads, width / c.vision_heads, patches);
-    patches_ = ops.make_mat(patches, patch_inputs);
+    patches_ = ops.make_activation(patches, patch_inputs, c.patch_size);
     x_ = ops.make_mat(patches, width);
-    normed_ = ops.make_mat(patches, width);
+    normed_ = ops.make_activation(patches, width, width);
     qkv_ = ops.make_mat(patches, 3 * width);
-    attended_ = ops.make_mat(patches, width);
-    hidden_ = ops.make_mat(patches, c.vision_mlp);
+    attended_ = ops.make_activation(patches, width, width / c.vision_heads);
+    hidden_ = ops.make_activation(patches, c.vision_mlp);
     gathered_positions_ = ops.make_mat(patches, width);
-    shuffled_ = ops.make_mat(c.max_image_tokens(), joined);
+    shuffled_ = ops.make_activation(c.max_image_tokens(), joined, width);
     lengths_.assign(static_cast<size_t>(patches), 0);
 }
 

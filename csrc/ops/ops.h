@@ -3,7 +3,8 @@
 //
 // An operation is as coarse as the fusion that a backend wants to do in one pass: a linear layer
 // carries its bias, activation and residual; attention carries scale, lengths and softmax. None
-// returns a value to the host. Matrices are row-major views; [rows, cols] float32.
+// returns a value to the host. Matrices are row-major views [rows, cols], float32 unless their
+// Storage says otherwise; every operation takes any storage where its comment says "activations".
 #pragma once
 
 #include <cstddef>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/storage.h"
 #include "runtime/tensor_source.h"
 
 namespace smolvla {
@@ -18,17 +20,27 @@ namespace smolvla {
 struct Mat {
     float* data = nullptr;
     int rows = 0, cols = 0;
-    ptrdiff_t ld = 0;  // elements from one row to the next
+    ptrdiff_t ld = 0;  // words from one row to the next
+    Storage storage = Storage::f32;
 
     float* row(int r) const { return data + r * ld; }
-    Mat top(int n) const { return {data, n, cols, ld}; }  // the first n rows
-    Mat below(int first, int n) const { return {row(first), n, cols, ld}; }
-    Mat columns(int first, int n) const { return {data + first, rows, n, ld}; }
+    float* at(int r, int column) const { return row(r) + words_of(column, storage); }
+    Mat top(int n) const { return {data, n, cols, ld, storage}; }  // the first n rows
+    Mat below(int first, int n) const { return {row(first), n, cols, ld, storage}; }
+    // In Storage::bf16 `first` is even.
+    Mat columns(int first, int n) const { return {at(0, first), rows, n, ld, storage}; }
+    float value(int r, int column) const;
 };
+
+// What weights stored in bfloat16 are multiplied with: the activations as they are (float32,
+// exact), or rounded to bfloat16. Sums are float32 in both.
+enum class Compute { float32, bfloat16 };
+Compute parse_compute(const std::string& name);
+const char* compute_name(Compute compute);
 
 enum class Activation { none, gelu_tanh, silu };
 
-// A weight matrix in the backend's own layout, float32 or bfloat16 storage.
+// A weight matrix in the backend's own layout, from float32 or bfloat16 storage.
 struct Linear;
 // The keys and values of one layer, in the backend's own layout.
 struct KvStore;
@@ -56,6 +68,7 @@ struct Frame {
 
 struct BackendInfo {
     std::string isa;
+    Compute compute;
     int threads;
     size_t weight_bytes, buffer_bytes;
     std::vector<std::string> kernels;  // the chosen ones
@@ -78,27 +91,38 @@ public:
     virtual const Linear* make_linear(const float* weight, int out, int in) = 0;
     virtual KvStore* make_kv(int kv_heads, int head_dim, int capacity) = 0;
     virtual float* make_buffer(size_t count) = 0;  // zeroed, lives as long as the backend
-    Mat make_mat(int rows, int cols);
+    // How matrices are best stored that only feed linear layers of weights in bfloat16. `unit`:
+    // what they are written in, in columns (a head, a patch row); an odd one excludes pairs.
+    virtual Storage activation_storage(int unit) const = 0;
+    Mat make_mat(int rows, int cols, Storage storage = Storage::f32);
+    Mat make_activation(int rows, int cols, int unit = 2) {
+        return make_mat(rows, cols, activation_storage(unit));
+    }
 
     // --- while running; no allocation ------------------------------------------------------------
+    // x and y are activations; a residual is float32 and may be y itself.
     virtual void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) = 0;
+    // x float32, y activations.
     virtual void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) = 0;
     virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;
     // Rotates every head of x in place; row i by the angles of table row first + i.
     virtual void rope(Mat x, int heads, Mat cosine, Mat sine, int first) = 0;
     // Writes rows of keys and values [rows, kv_heads * head_dim] at positions first...
     virtual void store_kv(Mat keys, Mat values, KvStore* kv, int first) = 0;
+    // q float32, out activations.
     virtual void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) = 0;
     // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
     virtual void letterbox(const Frame& frame, float* pixels, int height, int width) = 0;
-    // pixels [3, height, width] -> rows [patches, 3 * patch * patch] in (channel, y, x) order.
+    // pixels [3, height, width] -> rows [patches, 3 * patch * patch] in (channel, y, x) order,
+    // activations.
     virtual void patchify(const float* pixels, int height, int width, int patch, Mat rows) = 0;
     // Row (Y, X) of `out` joins the scale x scale rows of x around it, y slow and x fast; the rows
-    // of x form a side x side grid.
+    // of x form a side x side grid. Activations of one storage.
     virtual void pixel_shuffle(Mat x, int side, int scale, Mat out) = 0;
     // out[i] = table[ids[i]] * scale; the table [*, out.cols] in its storage dtype.
     virtual void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
                              Mat out) = 0;
+    // y = x * scale; x float32, y activations.
     virtual void copy(Mat x, float scale, Mat y) = 0;
     // x <- x + dt * v, where v is first guided: v <- v - gain * (previous - (x - t v)) *
     // weight[row].
@@ -107,6 +131,6 @@ public:
 };
 
 std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                          const std::string& isa);
+                                          const std::string& isa, Compute compute);
 
 }  // namespace smolvla

@@ -160,8 +160,12 @@ def open_backend(
     backend: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    compute: str = "float32",
 ) -> Backend:
-    """Build the chosen backend. Raises BackendError, or MissingExtraError when torch is absent."""
+    """Build the chosen backend. `compute` is the source's (precision.py); torch, the reference,
+    computes in float32 whatever it says.
+
+    Raises BackendError, or MissingExtraError when torch is absent."""
     chosen, where = choose(backend, device)
     if chosen == "torch":
         from smolvla_edge.backends.torch import TorchBackend
@@ -169,4 +173,4 @@ def open_backend(
         return TorchBackend(model, tensors, contract, device=where, threads=threads)
     from smolvla_edge.backends.native import NativeBackend
 
-    return NativeBackend(model, tensors, contract, threads=threads)
+    return NativeBackend(model, tensors, contract, threads=threads, compute=compute)

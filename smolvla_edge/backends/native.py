@@ -38,6 +38,7 @@ class NativeBackend:
         *,
         threads: int | None = None,
         isa: str = "",
+        compute: str = "float32",
     ) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
@@ -52,6 +53,7 @@ class NativeBackend:
             contract.engine_stats(),
             threads or 0,
             isa,
+            compute,
         )
 
     def info(self) -> dict[str, Any]:

@@ -77,6 +77,7 @@ class TorchBackend:
         return {
             "backend": self.name,
             "device": self.device,
+            "compute": "float32",
             "isa": torch.backends.cpu.get_cpu_capability() if self.device == "cpu" else None,
             "sm": None if self.device == "cpu" else torch.cuda.get_device_capability(),
             "threads": torch.get_num_threads(),

@@ -160,6 +160,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("by", f"{', '.join(map(str, where))}, {facts.get('threads', '?')} threads"),
         ("plan", f"{exact}: {plan['steps']} {plan['solver']} steps"),
         ("weights", precision),
+        ("arithmetic", facts["compute"]),
         ("source", facts["source"]),
         ("bundle", facts["bundle"] or "no bundle: a checkpoint read directly"),
         ("seed", str(facts["seed"])),

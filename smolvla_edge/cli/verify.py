@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +49,15 @@ def verify(
             help="Largest error allowed, as a part of the largest magnitude in the tensor.",
         ),
     ] = 2e-5,
+    bfloat16_tolerance: Annotated[
+        float,
+        typer.Option(
+            "--bfloat16-tolerance",
+            metavar="RATIO",
+            min=0.0,
+            help="The same, for the bfloat16 arithmetic of a bundle that computes in it.",
+        ),
+    ] = 5e-2,
     files_only: Annotated[
         bool,
         typer.Option("--files-only", help="Compare a bundle's files with their SHA-256, no more."),
@@ -67,8 +76,9 @@ def verify(
     Both compute one observation with your policy's weights: yours (--image, --state, --task), or a
     synthetic one. Each row of the table is a stage with its worst tensor: largest error, largest
     magnitude, and whether their ratio is within the tolerance. The files of a bundle are compared
-    with their SHA-256 first. Needs the extra torch (pip install 'smolvla-edge[torch]'), except with
-    --files-only.
+    with their SHA-256 first. A bundle that computes in bfloat16 is compared twice: in float32
+    arithmetic, which must agree, and as it runs, with a wider tolerance. Needs the extra torch
+    (pip install 'smolvla-edge[torch]'), except with --files-only.
 
     \b
     Example:
@@ -104,23 +114,29 @@ def verify(
     pixels = _reference_pixels(source, observation)
     # One after the other: two models at a time would not fit where one does.
     reference, torch_info = _trace(source, observation, pixels, "torch", threads)
+    reference = {**reference, **pixels}
+    ours = _native_pixels(source, observation)
     native, native_info = _trace(source, observation, pixels, "native", threads)
-    native = {**native, **_native_pixels(source, observation)}
-    if pixels is not None:
-        reference = {**reference, **pixels}
-    results = compare(native, reference, tolerance)
+    results = compare({**native, **ours}, reference, tolerance)
+    rounded = []
+    if source.compute == "bfloat16":
+        native, _ = _trace(source, observation, pixels, "native", threads, source.compute)
+        rounded = compare({**native, **ours}, reference, bfloat16_tolerance)
     report = {
         "files": files,
-        "passed": all(result.passed for result in results),
+        "passed": all(result.passed for result in [*results, *rounded]),
+        "compute": source.compute,
         "tolerance": tolerance,
+        "bfloat16_tolerance": bfloat16_tolerance,
         "seed": seed,
         "synthetic": observation.synthetic,
         "cameras": observation.names,
         "native": native_info,
         "reference": torch_info,
         "stages": [result.to_json() for result in results],
+        "bfloat16_stages": [result.to_json() for result in rounded],
     }
-    _finish(report, results, as_json)
+    _finish(report, results, as_json, rounded)
 
 
 def _verify_files(path: str) -> str | None:
@@ -248,6 +264,7 @@ def _trace(
     images: Mapping[str, np.ndarray],
     backend: str,
     threads: int | None,
+    compute: str = "float32",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Every intermediate on the reference's pixels, and `predict` from the raw observation."""
     from smolvla_edge.backends import open_backend
@@ -264,7 +281,13 @@ def _trace(
     mask = np.ones(len(observation.tokens), bool)
     with output.busy(f"computing with {backend}"):
         engine = open_backend(
-            model, source.tensors, source.contract, backend=backend, device="cpu", threads=threads
+            model,
+            source.tensors,
+            source.contract,
+            backend=backend,
+            device="cpu",
+            threads=threads,
+            compute=compute,
         )
         started = time.perf_counter()
         recorded = engine.trace(pixels, present, observation.tokens, mask, state, observation.noise)
@@ -279,23 +302,32 @@ def _trace(
     return recorded, {**info, "seconds": round(seconds, 3)}
 
 
-def _finish(report: Mapping[str, Any], results: list[StageResult], as_json: bool) -> None:
+def _finish(
+    report: Mapping[str, Any],
+    results: list[StageResult],
+    as_json: bool,
+    rounded: Sequence[StageResult] = (),
+) -> None:
     if as_json:
         output.emit_json(report)
     else:
-        _print(report, results)
+        _print(report, results, rounded)
     if not report["passed"]:
         raise typer.Exit(output.FAILED)
 
 
-def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
+def _print(
+    report: Mapping[str, Any], results: Sequence[StageResult], rounded: Sequence[StageResult]
+) -> None:
     if report["files"] is not None:
         output.say(f"files against their SHA-256: {report['files']}")
-    if results:
+    for arithmetic, part in (("float32", results), ("bfloat16", rounded)):
+        if not part:
+            continue
         native, reference = report["native"], report["reference"]
         output.print_table(
-            f"native ({native.get('isa')}, {native.get('threads')} threads) against torch "
-            f"{reference.get('torch')} in float32",
+            f"native {arithmetic} ({native.get('isa')}, {native.get('threads')} threads) against "
+            f"torch {reference.get('torch')} in float32",
             [
                 ("stage", "left"),
                 ("error", "right"),
@@ -313,9 +345,10 @@ def _print(report: Mapping[str, Any], results: list[StageResult]) -> None:
                     "pass" if result.passed else "FAIL",
                     f"{result.worst} {result.problem}".strip(),
                 )
-                for result in results
+                for result in part
             ),
         )
+    if results:
         made = report["synthetic"]
         output.say(f"input: {'synthetic ' + ', '.join(made) if made else 'as given'}")
     count = sum(result.tensors for result in results)

@@ -40,7 +40,7 @@ inline int report(const char* name) {
 // Every ISA of this build that this CPU can run.
 inline std::vector<std::string> runnable_isas() {
     std::vector<std::string> isas;
-    for (const char* isa : {"scalar", "avx512"}) {
+    for (const char* isa : {"scalar", "avx512", "avx512_bf16"}) {
         try {
             smolvla::cpu::choose_kernels(isa);
             isas.push_back(isa);

@@ -84,22 +84,32 @@ int main() {
     action.a.assign(5, -3.0f), action.b.assign(5, 4.0f);
     const Input in;
 
+    // Of float32 last: the tests below compare with it.
     std::vector<float> reference, guided;
-    for (const std::string& isa : runnable_isas())
-        for (int threads : {1, 2, 3}) {
-            Engine e(c, state, action, weights.entries, threads, isa);
-            const std::vector<float> actions = run(e, in, 8);
-            if (reference.empty()) reference = actions;
-            CHECK(actions == reference);
-            CHECK(run(e, in, 8) == reference);  // nothing is left over from the call before
-            if (guided.empty()) guided = run(e, in, 8, true);
-            CHECK(run(e, in, 8, true) == guided);
-            for (int h = 1; h < 8; ++h) {
-                const std::vector<float> shorter = run(e, in, h);
-                CHECK(std::equal(shorter.begin(), shorter.end(), reference.begin()));
+    for (Compute compute : {Compute::bfloat16, Compute::float32}) {
+        const std::vector<float> other = reference;
+        reference.clear(), guided.clear();
+        for (const std::string& isa : runnable_isas())
+            for (int threads : {1, 2, 3}) {
+                Engine e(c, state, action, weights.entries, threads, isa, compute);
+                const std::vector<float> actions = run(e, in, 8);
+                if (reference.empty()) reference = actions;
+                CHECK(actions == reference);
+                CHECK(run(e, in, 8) == reference);  // nothing is left over from the call before
+                if (guided.empty()) guided = run(e, in, 8, true);
+                CHECK(run(e, in, 8, true) == guided);
+                for (int h = 1; h < 8; ++h) {
+                    const std::vector<float> shorter = run(e, in, h);
+                    CHECK(std::equal(shorter.begin(), shorter.end(), reference.begin()));
+                }
+                Input nan;
+                nan.state[2] = std::numeric_limits<float>::quiet_NaN();
+                CHECK_THROWS(run(e, nan, 8), non_finite);
+                CHECK(run(e, in, 8) == reference);  // and a refused call leaves nothing behind
             }
-        }
-    CHECK(guided != reference);
+        CHECK(guided != reference);
+        CHECK(reference != other);
+    }
 
     {
         // Every count of steps in turn: the table of time vectors neither grows nor allocates.
@@ -126,10 +136,6 @@ int main() {
     flow.steps = 3;
     CHECK_THROWS(e.image_tokens(48, 64), input);  // 12 patches are no square
     CHECK(e.image_tokens(64, 64) == 4);
-    Input nan;
-    nan.state[2] = std::numeric_limits<float>::quiet_NaN();
-    CHECK_THROWS(run(e, nan, 8), non_finite);
-    CHECK(run(e, in, 8) == reference);  // and a refused call leaves nothing behind
 
     ModelConfig broken = c;
     broken.kv_heads = 4;

@@ -117,7 +117,7 @@ void test_epilogue(const std::vector<std::string>& isas) {
             std::vector<float> reference;
             for (const std::string& isa : isas) {
                 std::vector<float> y(rows * 40, -7.0f);
-                const Epilogue e{bias.data(), residual.data(), 40, 0.5f, a};
+                const Epilogue e{bias.data(), residual.data(), 40, 0.5f, a, smolvla::Storage::f32};
                 choose_kernels(isa).epilogue(e, tile.data(), rows, columns, y.data(), 40);
                 for (int r = 0; r < rows; ++r)
                     for (int c = 0; c < 40; ++c) {
@@ -156,7 +156,7 @@ void test_norms(const std::vector<std::string>& isas) {
             for (bool rms : {false, true}) {
                 std::vector<float> y(ld * rows, -7.0f);
                 (rms ? k.rms_norm : k.layer_norm)(x.data(), ld, rows, columns, w.data(), b.data(),
-                                                  1e-5f, y.data(), ld);
+                                                  1e-5f, y.data(), ld, smolvla::Storage::f32);
                 for (int r = 0; r < rows; ++r) {
                     double mean = 0, square = 0;
                     for (int c = 0; c < columns; ++c) mean += x[r * ld + c] / double(columns);
@@ -247,7 +247,7 @@ void test_rope_and_scale(const std::vector<std::string>& isas) {
                     CHECK(std::fabs(y[h * dim + i] - (a * cosine[i] - b * sine[i])) <= size);
                     CHECK(std::fabs(y[h * dim + half + i] - (b * cosine[i] + a * sine[i])) <= size);
                 }
-            k.scale_rows(y.data(), dim, heads, dim, x.data(), y.data(), dim);
+            k.scale_rows(y.data(), dim, heads, dim, x.data(), y.data(), dim, smolvla::Storage::f32);
             if (reference.empty()) reference = y;
             CHECK(y == reference);
         }

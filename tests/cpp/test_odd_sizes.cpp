@@ -47,8 +47,8 @@ private:
 };
 
 std::vector<float> fill_everything(const ModelConfig& c, const Weights& weights, int threads,
-                                   const std::string& isa) {
-    Engine e(c, {}, {}, weights.entries, threads, isa);
+                                   const std::string& isa, Compute compute) {
+    Engine e(c, {}, {}, weights.entries, threads, isa, compute);
     // One pixel short of another patch, the largest frame that the vision tower takes as it is.
     const int side = (c.image_size / c.patch_size + 1) * c.patch_size - 1;
     std::vector<float> frame(size_t(side) * side * 3);
@@ -73,16 +73,20 @@ int main() {
     for (int round = 0; round < 60; ++round) {
         const ModelConfig c = sizes.config();
         const Weights weights(c);
-        std::vector<float> reference;
-        for (const std::string& isa : isas) {
-            const int threads = sizes.between(1, 3);
-            try {
-                const std::vector<float> actions = fill_everything(c, weights, threads, isa);
-                if (reference.empty()) reference = actions;
-                CHECK(actions == reference);
-            } catch (const Error& error) {
-                std::printf("round %d, %s: %s\n", round, isa.c_str(), error.what());
-                ++failures;
+        for (Compute compute : {Compute::float32, Compute::bfloat16}) {
+            std::vector<float> reference;
+            for (const std::string& isa : isas) {
+                const int threads = sizes.between(1, 3);
+                try {
+                    const std::vector<float> actions =
+                        fill_everything(c, weights, threads, isa, compute);
+                    if (reference.empty()) reference = actions;
+                    CHECK(actions == reference);
+                } catch (const Error& error) {
+                    std::printf("round %d, %s, %s: %s\n", round, isa.c_str(), compute_name(compute),
+                                error.what());
+                    ++failures;
+                }
             }
         }
     }

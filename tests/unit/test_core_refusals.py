@@ -233,16 +233,16 @@ def test_free_functions_refuse():
     for call in (
         lambda: _core.letterbox(None, 64, 64),
         lambda: _core.letterbox(np.zeros((4, 4, 3), np.uint8), 0, 64),
-        lambda: _core.fma_peak(10**6),
-        lambda: _core.fma_peak(-1),
-        lambda: _core.fma_peak(1, "", float("nan")),
-        lambda: _core.fma_peak(1, "", float("inf")),
+        lambda: _core.peak(10**6),
+        lambda: _core.peak(-1),
+        lambda: _core.peak(1, "", float("nan")),
+        lambda: _core.peak(1, "", float("inf")),
     ):
         with pytest.raises(InputError):
             call()
     with pytest.raises(BackendError):
-        _core.fma_peak(1, "avx1024")
-    assert _core.fma_peak(3, "", 1.0) > 0
+        _core.peak(1, "avx1024")
+    assert _core.peak(3, "", 1.0) > 0
 
 
 def test_single_operations_refuse(tmp_path):

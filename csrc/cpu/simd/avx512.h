@@ -34,3 +34,37 @@ inline F32x16 high_bf16(const uint32_t* p) {
     const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_load_si512(p), mask))};
 }
+inline F32x16 nearest(F32x16 x) {
+    return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline F32x16 times_pow2(F32x16 p, F32x16 n) { return {_mm512_scalef_ps(p.v, n.v)}; }
+
+#if !defined(SMOLVLA_ROUND_BY_INSTRUCTION)
+inline F32x16 round_bf16(F32x16 x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+    const __mmask16 tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+    const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
+    __m512i all = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x00400000));
+    all = _mm512_mask_and_epi32(all, tiny, bits, sign);
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(all, mask))};
+}
+inline void store_words(F32x16 x, float* p) {
+    // As 64 bits: odd lane << 32 | even lane.
+    const __m512i pair = _mm512_castps_si512(round_bf16(x).v);
+    const __m512i word = _mm512_or_si512(pair, _mm512_srli_epi64(pair, 48));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi64_epi32(word));
+}
+#else  // AVX-512 BF16 has the same rounding in one instruction
+inline F32x16 round_bf16(F32x16 x) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh(x.v);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline void store_words(F32x16 x, float* p) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh(x.v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_rol_epi32(half, 16));
+}
+#endif

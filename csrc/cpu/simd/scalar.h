@@ -94,3 +94,39 @@ inline F32x16 high_bf16(const uint32_t* p) {
     }
     return r;
 }
+// The nearest integer, ties to even, of |x| < 2^22.
+inline F32x16 nearest(F32x16 x) {
+    const F32x16 shift = F32x16::broadcast(12582912.0f);  // 1.5 * 2^23
+    return x + shift - shift;
+}
+// p * 2^n for an integer n; the result is a normal number or NaN.
+inline F32x16 times_pow2(F32x16 p, F32x16 n) {
+    return p * pow2_of_shifted(n + F32x16::broadcast(12582912.0f));
+}
+// To the nearest bfloat16, ties to even; subnormals to zero, NaN stays NaN.
+inline F32x16 round_bf16(F32x16 x) {
+    for (float& l : x.lane) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, &l, 4);
+        if (l != l)
+            bits |= 0x00400000u;
+        else if ((bits & 0x7f800000u) == 0)
+            bits &= 0x80000000u;
+        else
+            bits += 0x7fffu + (bits >> 16 & 1u);
+        bits &= 0xffff0000u;
+        __builtin_memcpy(&l, &bits, 4);
+    }
+    return x;
+}
+// Sixteen values, rounded, in eight words: the even lane in the high half.
+inline void store_words(F32x16 x, float* p) {
+    const F32x16 rounded = round_bf16(x);
+    for (int i = 0; i < 8; ++i) {
+        uint32_t high, low;
+        __builtin_memcpy(&high, &rounded.lane[2 * i], 4);
+        __builtin_memcpy(&low, &rounded.lane[2 * i + 1], 4);
+        high |= low >> 16;
+        __builtin_memcpy(p + i, &high, 4);
+    }
+}
