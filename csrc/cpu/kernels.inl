@@ -53,6 +53,7 @@ void gemm_half(const float* x, ptrdiff_t ldx, const char* row, int depth, int ha
             row += Panel::kRowBytes;
             if (ahead) {
                 __builtin_prefetch(ahead, 0, 2);
+                if (Panel::kRowBytes > 64) __builtin_prefetch(ahead + 64, 0, 2);
                 ahead += Panel::kRowBytes;
             }
 #pragma GCC unroll 16
