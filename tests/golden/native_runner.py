@@ -20,7 +20,10 @@ _OF_KEY_VALUE = re.compile(r"out\.kv\.(\d+)\.\w+")
 
 
 def make_engine(
-    checkpoint: Checkpoint, isa: str = "", config: ModelConfig | None = None
+    checkpoint: Checkpoint,
+    isa: str = "",
+    config: ModelConfig | None = None,
+    compute: str = "float32",
 ) -> _core.Engine:
     """The core on this checkpoint, with `config` in place of the checkpoint's own."""
     tensors = [
@@ -28,7 +31,9 @@ def make_engine(
         for name, entry in checkpoint.tensors.items()
     ]
     stats = checkpoint.contract.engine_stats()
-    return _core.Engine((config or checkpoint.model).to_dict(), tensors, stats, isa=isa)
+    return _core.Engine(
+        (config or checkpoint.model).to_dict(), tensors, stats, isa=isa, compute=compute
+    )
 
 
 def pixels_of(
