@@ -77,6 +77,12 @@ py::dict cpu_info() {
     d["avx512"] = f.avx512;
     d["avx512_bf16"] = f.avx512_bf16;
     d["avx512_vnni"] = f.avx512_vnni;
+    d["asimd"] = f.asimd;
+    d["fp16"] = f.fp16;
+    d["dotprod"] = f.dotprod;
+    d["bf16"] = f.bf16;
+    d["i8mm"] = f.i8mm;
+    d["sve"] = f.sve;
     d["threads"] = default_threads();
     d["isa"] = cpu::choose_kernels("").isa;
     return d;

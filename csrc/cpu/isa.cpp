@@ -5,6 +5,10 @@
 
 #include "runtime/error.h"
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
 namespace smolvla::cpu {
 namespace {
 
@@ -28,7 +32,10 @@ const IsaRow kRows[] = {
      &avx512_bf16::kernels},
     {"avx512", "avx512f+bw+vl+dq, fma", [](const CpuFeatures& f) { return f.avx512 && f.fma; },
      &avx512::kernels},
+    {"avx2", "avx2, fma", [](const CpuFeatures& f) { return f.avx2 && f.fma; }, &avx2::kernels},
     {"scalar", "fma", [](const CpuFeatures& f) { return f.fma; }, &scalar_fma::kernels},
+#elif defined(__aarch64__)
+    {"neon", "asimd", [](const CpuFeatures& f) { return f.asimd; }, &neon::kernels},
 #endif
     {"scalar", "nothing", [](const CpuFeatures&) { return true; }, &scalar::kernels},
 };
@@ -102,6 +109,15 @@ CpuFeatures detect_features() {
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     f.avx512_bf16 = __builtin_cpu_supports("avx512bf16");
     f.avx512_vnni = __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+    // Bits of the kernel's ABI (asm/hwcap.h), which older headers do not all name.
+    const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+    f.asimd = first >> 1 & 1;
+    f.fp16 = (first >> 9 & 1) && (first >> 10 & 1);  // scalar and vector half precision
+    f.dotprod = first >> 20 & 1;
+    f.sve = first >> 22 & 1;
+    f.i8mm = second >> 13 & 1;
+    f.bf16 = second >> 14 & 1;
 #endif
     return f;
 }

@@ -15,16 +15,24 @@ extern const Kernels kernels;
 namespace scalar_fma {
 extern const Kernels kernels;
 }
+namespace avx2 {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
+#elif defined(__aarch64__)
+namespace neon {
+extern const Kernels kernels;
+}
 #endif
 
 struct CpuFeatures {
     bool fma = false, avx2 = false, avx512 = false, avx512_bf16 = false, avx512_vnni = false;
+    bool asimd = false, fp16 = false, dotprod = false, bf16 = false, i8mm = false, sve = false;
 };
 CpuFeatures detect_features();
 

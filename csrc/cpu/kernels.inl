@@ -347,14 +347,20 @@ inline void rope(float* x, int heads, int head_dim, const float* cosine, const f
 // Independent products in registers: what the pipes give with no memory at all.
 template <class Panel, int CHAINS>
 inline double product_chain(long iterations) {
+    // Every lane starts differently: equal ones would be computed once. Every loop over the chains
+    // is unrolled: they would be stored in each iteration otherwise.
+    float start[16 * CHAINS];
+    for (int i = 0; i < 16 * CHAINS; ++i) start[i] = static_cast<float>(i);
     F32x16 chain[CHAINS];
-    for (int i = 0; i < CHAINS; ++i) chain[i] = F32x16::broadcast(static_cast<float>(i));
+#pragma GCC unroll 24
+    for (int i = 0; i < CHAINS; ++i) chain[i] = F32x16::load(start + 16 * i);
     F32x16 a = F32x16::broadcast(0.999f), b = F32x16::broadcast(0.001f);
     for (long n = 0; n < iterations; ++n) {
 #pragma GCC unroll 24
         for (int i = 0; i < CHAINS; ++i) chain[i] = Panel::add_product(a, b, chain[i]);
     }
     F32x16 sum = F32x16::zero();
+#pragma GCC unroll 24
     for (int i = 0; i < CHAINS; ++i) sum = sum + chain[i];
     const float total = lane_sum(sum);
     // Uses the result, so that the loop cannot be dropped.
