@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdio>
-#include <string>
 
-#include "cpu/isa.h"
 #include "runtime/error.h"
 
 inline int failures = 0;
@@ -35,18 +33,4 @@ inline int failures = 0;
 inline int report(const char* name) {
     std::printf("%s: %s\n", name, failures ? "FAILED" : "ok");
     return failures ? 1 : 0;
-}
-
-// Every ISA of this build that this CPU can run.
-inline std::vector<std::string> runnable_isas() {
-    std::vector<std::string> isas;
-    for (const char* isa : {"scalar", "avx512", "avx512_bf16"}) {
-        try {
-            smolvla::cpu::choose_kernels(isa);
-            isas.push_back(isa);
-        } catch (const smolvla::Error&) {
-            std::printf("(this CPU or build cannot run %s)\n", isa);
-        }
-    }
-    return isas;
 }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "check.h"
+#include "isas.h"
 #include "tiny_model.h"
 
 static std::atomic<long> allocations{0};
@@ -84,12 +85,13 @@ int main() {
     action.a.assign(5, -3.0f), action.b.assign(5, 4.0f);
     const Input in;
 
+    const std::vector<std::string> isas = runnable_isas();
     // Of float32 last: the tests below compare with it.
     std::vector<float> reference, guided;
     for (Compute compute : {Compute::bfloat16, Compute::float32}) {
         const std::vector<float> other = reference;
         reference.clear(), guided.clear();
-        for (const std::string& isa : runnable_isas())
+        for (const std::string& isa : isas)
             for (int threads : {1, 2, 3}) {
                 Engine e(c, state, action, weights.entries, threads, isa, compute);
                 const std::vector<float> actions = run(e, in, 8);

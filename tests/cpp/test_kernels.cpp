@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "isas.h"
 
 using namespace smolvla::cpu;
 

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "check.h"
+#include "isas.h"
 #include "tiny_model.h"
 
 using namespace smolvla;
