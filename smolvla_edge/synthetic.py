@@ -106,6 +106,13 @@ def make_checkpoint(
     return dest
 
 
+def reference_model() -> ModelConfig:
+    """The model of a checkpoint of size "full", without writing one."""
+    vlm, preset = _SIZES["full"]
+    config = lerobot_config(CAMERAS, 6, 6, preset)
+    return build_model_config(parse_policy_config(config, "the reference configuration"), vlm)
+
+
 def write_weights(
     path: Path,
     model: ModelConfig,

@@ -320,6 +320,14 @@ Frame frame_of(const py::object& frame, const char* name) {
 
 void bind_engine(py::module_& m) {
     using py::arg;
+    m.def(
+        "buffer_bound",
+        [](const py::dict& config, int threads) {
+            if (threads < 1 || threads > kMaxThreads)
+                fail(ErrorKind::input, "threads: expected 1 to %d, got %d", kMaxThreads, threads);
+            return buffer_bytes(config_of(config), threads);
+        },
+        arg("config"), arg("threads"));
     py::class_<Engine>(m, "Engine")
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
              arg("threads") = 0, arg("isa") = "", arg("compute") = "float32")

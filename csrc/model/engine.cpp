@@ -17,7 +17,9 @@ double now_ms() {
     return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
 }
 
-// Upper bound of everything make_buffer and make_kv will be asked for, in bytes of address space.
+}  // namespace
+
+// Everything that make_buffer and make_kv will be asked for.
 size_t buffer_bytes(const ModelConfig& c, int threads) {
     const size_t patches = static_cast<size_t>(c.max_patches());
     const size_t prefix = static_cast<size_t>(c.max_prefix()), chunk = c.chunk_size;
@@ -40,8 +42,6 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
     return (vision + text + expert + scores + images + vectors) * sizeof(float) * 3 / 2 +
            (size_t{64} << 20);
 }
-
-}  // namespace
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
                const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,

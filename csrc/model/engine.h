@@ -35,6 +35,10 @@ struct FlowInput {
     Guidance guidance;
 };
 
+// Upper bound of an engine's activations, keys and values, in bytes of address space: what it
+// reserves. Pages that are never touched cost nothing, so that real use is a part of it.
+size_t buffer_bytes(const ModelConfig& config, int threads);
+
 class Engine {
 public:
     static constexpr int kMaxCameras = 64;

@@ -1,7 +1,7 @@
 """The application: verbs, help, exit codes, and how errors reach a person.
 
-Exit codes: 0 done, 1 verify failed, 2 wrong usage or refused, 70 an error inside smolvla-edge (a
-bug), 130 Ctrl-C, 141 the reader of our output went away.
+Exit codes: 0 done, 1 verify or doctor found a failure, 2 wrong usage or refused, 70 an error inside
+smolvla-edge (a bug), 130 Ctrl-C, 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolvla_edge.cli import convert, demo, inspect_, output, run, verify
+from smolvla_edge.cli import convert, demo, doctor, inspect_, output, run, verify
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.version import __version__
 
@@ -21,6 +21,7 @@ HELP = """SmolVLA robot policies on a plain CPU: exact, fast, without torch or L
 
 \b
 Start here (nothing to download):
+  smolvla-edge doctor     will it run well on this machine?
   smolvla-edge demo
 
 \b
@@ -30,9 +31,9 @@ With a policy of your own (a LeRobot checkpoint folder, or a Hub id):
   smolvla-edge run my_bundle --image observation.images.top=top.png \\
       --state 0,0,0,0,0,0 --task "pick up the cup"
 
-Every verb explains itself: smolvla-edge run --help. Exit codes: 0 done, 1 verify failed, 2 wrong
-usage or refused, 70 an error inside smolvla-edge. Messages and progress go to stderr, results to
-stdout, as JSON with --json.
+Every verb explains itself: smolvla-edge run --help. Exit codes: 0 done, 1 verify or doctor found
+a failure, 2 wrong usage or refused, 70 an error inside smolvla-edge. Messages and progress go to
+stderr, results to stdout, as JSON with --json.
 """
 
 
@@ -89,7 +90,14 @@ def _options(
     pass
 
 
-for _verb in (demo.demo, run.run, convert.convert, inspect_.inspect, verify.verify):
+for _verb in (
+    demo.demo,
+    run.run,
+    convert.convert,
+    inspect_.inspect,
+    verify.verify,
+    doctor.doctor,
+):
     app.command()(_verb)
 
 

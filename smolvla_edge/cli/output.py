@@ -98,7 +98,7 @@ def print_table(
     title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]
 ) -> None:
     """`columns` are (heading, "left" or "right")."""
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, show_header=any(heading for heading, _ in columns))
     for heading, justify in columns:
         right = justify == "right"
         table.add_column(

@@ -80,7 +80,7 @@ def refused(result: Result, *words: str) -> None:
 
 
 class TestApp:
-    @pytest.mark.parametrize("verb", ["demo", "run", "convert", "inspect", "verify"])
+    @pytest.mark.parametrize("verb", ["demo", "run", "convert", "inspect", "verify", "doctor"])
     def test_help_teaches(self, cli: Any, verb: str) -> None:
         result = cli(verb, "--help")
         assert result.code == 0

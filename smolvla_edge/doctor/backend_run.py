@@ -1,0 +1,106 @@
+"""One backend computes one synthetic observation, in a process of its own.
+
+    python -m smolvla_edge.doctor.backend_run '{"checkpoint": ..., "backend": "native", ...}'
+
+A broken installation may crash (an instruction that the CPU lacks, two libraries that do not fit
+together); here that ends this process and is a line in the doctor's report. Writes actions.npy and
+facts.json into the folder it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SEED = 0
+_TOKENS = 9
+_RATES, _RATE_MS = 5, 10.0
+_FRAME = (48, 72)  # not the model's size: the letterbox has something to do
+
+
+def compute(job: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """-> float32 [2, chunk, action_dim], model space and robot units, and what computed them.
+
+    job: checkpoint, backend ("native" or "torch"), device, isa ("" is the usual choice), threads.
+    """
+    from smolvla_edge.noise import normal
+    from smolvla_edge.preprocess import unnormalize
+    from smolvla_edge.source import open_source
+
+    source = open_source(job["checkpoint"])
+    model = source.model
+    random = np.random.default_rng(_SEED)
+    frames = [
+        random.integers(0, 256, (*_FRAME, 3), dtype=np.uint8) for _ in source.contract.cameras
+    ]
+    tokens = random.integers(0, model.vocab, _TOKENS, dtype=np.int64)
+    state = unnormalize(
+        np.linspace(-1, 1, model.state_dim, dtype=np.float32), source.contract.state
+    )
+    noise = normal(_SEED, model.chunk_size, model.max_action_dim)
+    engine, facts = _engine(job, source)
+    started = time.perf_counter()
+    result = engine.predict(frames, tokens, state, noise)
+    facts["ms"] = round((time.perf_counter() - started) * 1e3, 3)
+    return np.stack([result.normalized, result.actions]), facts
+
+
+def _engine(job: dict[str, Any], source: Any) -> tuple[Any, dict[str, Any]]:
+    threads = job["threads"]
+    if job["backend"] == "native":
+        from smolvla_edge.backends.native import NativeBackend, load_core
+
+        native = NativeBackend(
+            source.model, source.tensors, source.contract, threads=threads, isa=job["isa"]
+        )
+        info = native.info()
+        # The best of a few moments: others may use the CPU in the rest of them.
+        rate = max(load_core().fma_peak(1, job["isa"], _RATE_MS) for _ in range(_RATES))
+        return native, {
+            "isa": info["isa"],
+            "threads": info["threads"],
+            "gflops": round(rate, 1),
+        }
+    facts = _torch_facts()
+    from smolvla_edge.backends.torch import TorchBackend
+
+    return (
+        TorchBackend(
+            source.model, source.tensors, source.contract, device=job["device"], threads=threads
+        ),
+        facts,
+    )
+
+
+def _torch_facts() -> dict[str, Any]:
+    """What this torch was built for and what it sees."""
+    with warnings.catch_warnings(record=True) as said:  # a driver too old is said as a warning
+        warnings.simplefilter("always")
+        import torch
+
+        available = bool(torch.cuda.is_available())
+    return {
+        "torch": str(torch.__version__),
+        "cuda_built": torch.version.cuda,
+        "cuda_available": available,
+        "cuda_warning": str(said[-1].message)[:300] if said and not available else "",
+        "architectures": list(torch.cuda.get_arch_list()) if available else [],
+    }
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    folder = Path(job["folder"])
+    actions, facts = compute(job)
+    np.save(folder / "actions.npy", actions)
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

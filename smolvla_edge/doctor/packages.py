@@ -1,0 +1,83 @@
+"""Packages that are required, and the extras with what each is for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib import metadata
+
+from smolvla_edge.doctor.finding import FAIL, PASS, WARN, Finding
+
+VersionOf = Callable[[str], "str | None"]
+
+# Oldest versions, as in pyproject.toml (a test compares).
+REQUIRED = {
+    "numpy": "1.24",
+    "safetensors": "0.4",
+    "tokenizers": "0.15",
+    "typer": "0.12",
+    "rich": "13",
+}
+EXTRAS = {
+    "torch": {"torch": "2.2"},
+    "hub": {"huggingface_hub": "0.34"},
+    "viz": {"matplotlib": "3.7", "pillow": "10"},
+}
+_PURPOSE = {
+    "torch": "the reference: verify, backend='torch'",
+    "hub": "checkpoints by owner/name",
+    "viz": "plots, and image files other than PPM",
+}
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, without importing it; None when there is none."""
+    try:
+        return metadata.version(name)
+    except (metadata.PackageNotFoundError, OSError, ValueError):
+        return None
+
+
+def check_required(version_of: VersionOf) -> Finding:
+    found = {name: version_of(name) for name in REQUIRED}
+    wrong = [
+        f"{name} {version or 'missing'} (needs {REQUIRED[name]} or newer)"
+        for name, version in found.items()
+        if version is None or _older(version, REQUIRED[name])
+    ]
+    facts = {"versions": found}
+    if wrong:
+        names = " ".join(f"'{name}>={oldest}'" for name, oldest in REQUIRED.items())
+        return Finding(
+            "software", "packages", FAIL, "; ".join(wrong), f"pip install {names}", facts
+        )
+    message = ", ".join(f"{name} {version}" for name, version in found.items())
+    return Finding("software", "packages", PASS, message, facts=facts)
+
+
+def check_extra(extra: str, version_of: VersionOf) -> Finding:
+    """An extra that is not installed is no fault; one that is half there or too old is."""
+    wanted = EXTRAS[extra]
+    found = {name: version_of(name) for name in wanted}
+    facts = {"extra": extra, "versions": found}
+    check = f"extra {extra}"
+    install = f"pip install 'smolvla-edge[{extra}]'"
+    if all(version is None for version in found.values()):
+        message = f"not installed; for {_PURPOSE[extra]}: {install}"
+        return Finding("software", check, PASS, message, facts=facts)
+    parts = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
+    if any(v is None or _older(v, wanted[name]) for name, v in found.items()):
+        needs = ", ".join(f"{name} {oldest}" for name, oldest in wanted.items())
+        message = f"{parts}: incomplete or older than {needs}"
+        return Finding("software", check, WARN, message, install, facts)
+    return Finding("software", check, PASS, parts, facts=facts)
+
+
+def _older(version: str, oldest: str) -> bool:
+    return _numbers(version) < _numbers(oldest)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Of "2.13.0+cpu": (2, 13, 0). Enough for "at least"; pre-releases count as the release."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
