@@ -3,8 +3,8 @@
     python -m smolvla_edge.doctor.backend_run '{"checkpoint": ..., "backend": "native", ...}'
 
 A broken installation may crash (an instruction that the CPU lacks, two libraries that do not fit
-together); here that ends this process and is a line in the doctor's report. Writes actions.npy and
-facts.json into the folder it is told.
+together); here that ends this process and is a line in the doctor's report. Writes
+float32.npy, perhaps bfloat16.npy, and facts.json into the folder it is told.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ _RATES, _RATE_MS = 5, 10.0
 _FRAME = (48, 72)  # not the model's size: the letterbox has something to do
 
 
-def compute(job: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-    """-> float32 [2, chunk, action_dim], model space and robot units, and what computed them.
+def compute(job: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What was computed, and what computed it.
+
+    {arithmetic: float32 [2, chunk, action_dim], model space and robot units}; native kernels
+    compute in "float32" and "bfloat16", torch in "float32".
 
     job: checkpoint, backend ("native" or "torch"), device, isa ("" is the usual choice), threads.
     """
@@ -44,38 +47,39 @@ def compute(job: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
         np.linspace(-1, 1, model.state_dim, dtype=np.float32), source.contract.state
     )
     noise = normal(_SEED, model.chunk_size, model.max_action_dim)
-    engine, facts = _engine(job, source)
-    started = time.perf_counter()
-    result = engine.predict(frames, tokens, state, noise)
-    facts["ms"] = round((time.perf_counter() - started) * 1e3, 3)
-    return np.stack([result.normalized, result.actions]), facts
+    make = _native if job["backend"] == "native" else _torch
+    engines, facts = make(job, source)
+    actions = {}
+    for arithmetic, engine in engines.items():
+        started = time.perf_counter()
+        result = engine.predict(frames, tokens, state, noise)
+        facts.setdefault("ms", round((time.perf_counter() - started) * 1e3, 3))  # of the first
+        actions[arithmetic] = np.stack([result.normalized, result.actions])
+    return actions, facts
 
 
-def _engine(job: dict[str, Any], source: Any) -> tuple[Any, dict[str, Any]]:
-    threads = job["threads"]
-    if job["backend"] == "native":
-        from smolvla_edge.backends.native import NativeBackend, load_core
+def _native(job: dict[str, Any], source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    from smolvla_edge.backends.native import NativeBackend, load_core
+    from smolvla_edge.precision import COMPUTE
 
-        native = NativeBackend(
-            source.model, source.tensors, source.contract, threads=threads, isa=job["isa"]
-        )
-        info = native.info()
-        # The best of a few moments: others may use the CPU in the rest of them.
-        rate = max(load_core().fma_peak(1, job["isa"], _RATE_MS) for _ in range(_RATES))
-        return native, {
-            "isa": info["isa"],
-            "threads": info["threads"],
-            "gflops": round(rate, 1),
-        }
+    parts = (source.model, source.tensors, source.contract)
+    engines = {
+        compute: NativeBackend(*parts, threads=job["threads"], isa=job["isa"], compute=compute)
+        for compute in COMPUTE
+    }
+    info = engines["float32"].info()
+    # The best of a few moments: others may use the CPU in the rest of them.
+    rate = max(load_core().peak(1, job["isa"], _RATE_MS) for _ in range(_RATES))
+    return engines, {"isa": info["isa"], "threads": info["threads"], "gflops": round(rate, 1)}
+
+
+def _torch(job: dict[str, Any], source: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = _torch_facts()
     from smolvla_edge.backends.torch import TorchBackend
 
-    return (
-        TorchBackend(
-            source.model, source.tensors, source.contract, device=job["device"], threads=threads
-        ),
-        facts,
-    )
+    parts = (source.model, source.tensors, source.contract)
+    engine = TorchBackend(*parts, device=job["device"], threads=job["threads"])
+    return {"float32": engine}, facts
 
 
 def _torch_facts() -> dict[str, Any]:
@@ -98,7 +102,8 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     folder = Path(job["folder"])
     actions, facts = compute(job)
-    np.save(folder / "actions.npy", actions)
+    for arithmetic, values in actions.items():
+        np.save(folder / f"{arithmetic}.npy", values)
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """Runs a tiny policy on every backend that is called available, and compares the actions.
 
-Native kernels of every instruction set must give the same bytes; torch, which adds in another
-order, the same values within the tolerance that `verify` uses.
+Native kernels of every instruction set must give the same bytes, in float32 and in bfloat16; torch,
+which adds in another order, the same float32 values within the tolerance that `verify` uses.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ _CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); " \
 
 @dataclass(frozen=True)
 class Ran:
-    """What one backend did. actions: float32 [2, chunk, action_dim], model space and robot units;
-    None when it did not come to an end, for `problem`."""
+    """What one backend did.
+
+    actions: {arithmetic: float32 [2, chunk, action_dim], model space and robot units}; empty when
+    it did not come to an end, for `problem`.
+    """
 
     name: str
     backend: str
-    actions: np.ndarray | None
+    actions: Mapping[str, np.ndarray]
     facts: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
@@ -94,53 +97,61 @@ def _run_one(name: str, checkpoint: Path, folder: Path, threads: int | None) -> 
 def _collect(name: str, backend: str, folder: Path, outcome: Outcome) -> Ran:
     if outcome.problem:
         said = f": {outcome.last_line}" if outcome.last_line else ""
-        return Ran(name, backend, None, problem=outcome.problem + said)
+        return Ran(name, backend, {}, problem=outcome.problem + said)
     try:
-        actions = np.load(folder / "actions.npy", allow_pickle=False)
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        actions = {
+            file.stem: np.load(file, allow_pickle=False) for file in sorted(folder.glob("*.npy"))
+        }
     except (OSError, ValueError) as cause:
-        return Ran(name, backend, None, problem=f"left no result: {cause}")
+        return Ran(name, backend, {}, problem=f"left no result: {cause}")
     return Ran(name, backend, actions, facts)
 
 
 def check_backends(results: Sequence[Ran]) -> list[Finding]:
     """One finding for each backend. The scalar kernels are the reference of all others."""
-    sound = [r for r in results if r.backend == "native" and _is_finite(r.actions)]
+    sound = [r for r in results if r.backend == "native" and r.actions and _is_finite(r)]
     reference = next((r for r in sound if r.name == "native scalar"), sound[0] if sound else None)
     return [_check(result, reference) for result in results]
 
 
-def _is_finite(actions: np.ndarray | None) -> bool:
-    return actions is not None and bool(np.isfinite(actions).all())
+def _is_finite(result: Ran) -> bool:
+    return all(np.isfinite(actions).all() for actions in result.actions.values())
 
 
 def _check(result: Ran, reference: Ran | None) -> Finding:
     facts = {**result.facts, "problem": result.problem}
-    if result.actions is None:
+    if not result.actions:
         return _did_not_run(result, facts)
     took = _cost(result.facts)
-    if not _is_finite(result.actions):
+    if not _is_finite(result):
         facts["problem"] = "NaN or infinity"
         return _broken(result, f"{took}: NaN or infinity among the actions", facts)
-    if reference is None or reference.actions is None or reference is result:
+    if reference is None or reference is result:
         what = "the others are compared with it" if reference is result else "nothing to compare"
         return Finding("backends", result.name, PASS, f"{took}; {what}", facts=facts)
-    ours, theirs = result.actions, reference.actions
-    if ours.shape != theirs.shape:
-        message = f"{took}: shape {ours.shape}, {reference.name} gives {theirs.shape}"
-        return _broken(result, message, facts)
-    # Model space and robot units, each against its own largest value.
-    error = max(map(_relative, ours, theirs))
+    errors = {
+        arithmetic: _relative(actions, reference.actions.get(arithmetic))
+        for arithmetic, actions in result.actions.items()
+    }
+    worst = max(errors, key=lambda arithmetic: errors[arithmetic])
+    error = errors[worst]
+    if error == float("inf"):
+        shape = result.actions[worst].shape
+        return _broken(result, f"{took}: {reference.name} has no {worst} of shape {shape}", facts)
     facts["relative_error"] = error
-    if result.backend == "native":
-        if ours.tobytes() == theirs.tobytes():
-            message = f"{took}; actions equal {reference.name} in every byte"
-            return Finding("backends", result.name, PASS, message, facts=facts)
-        message = f"{took}; actions differ from {reference.name} by {error:.1e} of the largest"
-        return _broken(result, message, facts)
-    message = f"{took}; actions within {error:.1e} of {reference.name}'s largest"
-    if error > TOLERANCE:
-        return _broken(result, f"{message}, more than {TOLERANCE:g}", facts)
+    if result.backend != "native":
+        message = f"{took}; actions within {error:.1e} of {reference.name}'s largest"
+        if error > TOLERANCE:
+            return _broken(result, f"{message}, more than {TOLERANCE:g}", facts)
+        return Finding("backends", result.name, PASS, message, facts=facts)
+    same = all(
+        a.tobytes() == reference.actions[name].tobytes() for name, a in result.actions.items()
+    )
+    if not same:
+        message = f"{took}; {worst} actions differ from {reference.name}'s by {error:.1e}"
+        return _broken(result, f"{message} of the largest", facts)
+    message = f"{took}; actions equal {reference.name}'s in every byte ({', '.join(errors)})"
     return Finding("backends", result.name, PASS, message, facts=facts)
 
 
@@ -152,13 +163,19 @@ def _cost(facts: Mapping[str, Any]) -> str:
     if "threads" in facts:
         words += f" on {facts['threads']} threads"
     if "gflops" in facts:
-        words += f", {facts['gflops']:.0f} GFLOP/s a thread in registers"
+        words += f", {facts['gflops']:.0f} float32 GFLOP/s a thread in registers"
     return words
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    error, largest = float(np.abs(ours - theirs).max()), float(np.abs(theirs).max())
-    return error / largest if largest > 0 else error
+def _relative(ours: np.ndarray, theirs: np.ndarray | None) -> float:
+    """The largest error in model space and in robot units, each as a part of the largest value."""
+    if theirs is None or ours.shape != theirs.shape:
+        return float("inf")
+    errors = []
+    for mine, other in zip(ours, theirs, strict=True):
+        error, largest = float(np.abs(mine - other).max()), float(np.abs(other).max())
+        errors.append(error / largest if largest > 0 else error)
+    return max(errors)
 
 
 def _broken(result: Ran, message: str, facts: dict[str, Any]) -> Finding:

@@ -19,8 +19,15 @@ _FEATURES = (
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
 
-# float32 multiply-adds that one instruction does, by kernel set; others say nothing about speed.
-_LANES = {"avx512": 16, "avx2": 8, "neon": 4, "scalar": 1}
+# What one instruction of a kernel set does, best first. (The table does not rank sets: each has only
+# the operations that it improves.) Of a set that is not here nothing is claimed.
+_GIVES = {
+    "avx512_bf16": "16 multiply-adds an instruction, 32 in bfloat16",
+    "avx512": "16 multiply-adds an instruction",
+    "avx2": "8 multiply-adds an instruction",
+    "neon": "4 multiply-adds an instruction",
+    "scalar": "plain C++",
+}
 _SLOW = frozenset({"scalar"})
 
 
@@ -90,15 +97,13 @@ def check_cpu(
         "forced": forced,
     }
     name = f"{cpu.board}: {cpu.model}" if cpu.board else cpu.model
-    better = [
-        f"{isa} (needs {needs})"
-        for isa, needs in missing.items()
-        if _LANES.get(isa, 0) > _LANES.get(chosen, 0)
-    ]
+    ranked = list(_GIVES)
+    above = ranked[: ranked.index(chosen)] if chosen in ranked else []
+    better = [f"{isa} (needs {missing[isa]})" for isa in above if isa in missing]
     features = [feature for feature in _FEATURES if feature in cpu.features]
     facts["features"] = features
     has = f" with {' '.join(features)}" if features else ""
-    message = f"{name}, {cpu.machine}{has}; kernels {chosen}{_lanes(chosen)}"
+    message = f"{name}, {cpu.machine}{has}; kernels {chosen}{_gives(chosen)}"
     if forced:
         settings = " and ".join(f"{variable}={value}" for variable, value in forced.items())
         return Finding(
@@ -126,6 +131,5 @@ def check_cpu(
     return Finding("machine", "cpu", PASS, message, facts=facts)
 
 
-def _lanes(isa: str) -> str:
-    lanes = _LANES.get(isa)
-    return f" ({lanes} multiply-add{'s' if lanes > 1 else ''} an instruction)" if lanes else ""
+def _gives(isa: str) -> str:
+    return f" ({_GIVES[isa]})" if isa in _GIVES else ""

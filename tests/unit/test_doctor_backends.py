@@ -16,12 +16,17 @@ from smolvla_edge.doctor.finding import FAIL, PASS, WARN
 from smolvla_edge.doctor.process import Outcome
 
 ACTIONS = np.linspace(-3, 3, 2 * 8 * 6, dtype=np.float32).reshape(2, 8, 6)
+ROUNDED = np.round(ACTIONS, 2)
 FACTS = {"isa": "scalar", "threads": 2, "ms": 1.5, "gflops": 9.0}
 
 
-def ran(name: str, actions: np.ndarray | None = ACTIONS, **more) -> Ran:
-    facts = {"torch": "2.13.0", "ms": 9.0} if name.startswith("torch") else FACTS
-    return Ran(name, name.partition(" ")[0], actions, facts, **more)
+def ran(name: str, actions: np.ndarray | None = ACTIONS, rounded=ROUNDED, **more) -> Ran:
+    backend = name.partition(" ")[0]
+    facts = {"torch": "2.13.0", "ms": 9.0} if backend == "torch" else FACTS
+    results = {} if actions is None else {"float32": actions}
+    if actions is not None and backend == "native":
+        results["bfloat16"] = rounded
+    return Ran(name, backend, results, facts, **more)
 
 
 def isas() -> list[str]:
@@ -33,15 +38,24 @@ class TestComparing:
     def test_all_agree(self):
         near = ACTIONS * np.float32(1 + 1e-5)
         found = check_backends([ran("native scalar"), ran("native avx2"), ran("torch", near)])
-        stands(found[0], PASS, "the others are compared", "1.5 ms on 2 threads", "9 GFLOP/s")
-        stands(found[1], PASS, "equal native scalar in every byte")
+        stands(
+            found[0], PASS, "the others are compared", "1.5 ms on 2 threads", "9 float32 GFLOP/s"
+        )
+        stands(found[1], PASS, "equal native scalar's in every byte (float32, bfloat16)")
         stands(found[2], PASS, "torch 2.13.0 ran", "within 1.0e-05")
 
-    def test_one_bit_of_a_native_kernel(self):
-        wrong = ACTIONS.copy()
-        wrong.view(np.uint32)[0, 0, 0] ^= 1
-        found = check_backends([ran("native scalar"), ran("native avx2", wrong)])
-        stands(found[1], FAIL, "differ from native scalar", "do not use it")
+    @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+    def test_one_bit_of_a_native_kernel(self, arithmetic):
+        wrong = {"float32": ACTIONS.copy(), "bfloat16": ROUNDED.copy()}
+        wrong[arithmetic].view(np.uint32)[0, 0, 0] ^= 1
+        broken = ran("native avx2", wrong["float32"], wrong["bfloat16"])
+        found = check_backends([ran("native scalar"), broken])
+        stands(found[1], FAIL, f"{arithmetic} actions differ from native scalar's", "do not use it")
+
+    def test_the_sign_of_zero_is_a_byte_too(self):
+        zeros = np.zeros_like(ACTIONS)
+        found = check_backends([ran("native scalar", zeros), ran("native avx2", -zeros)])
+        stands(found[1], FAIL, "differ")
 
     @pytest.mark.parametrize("plane", [0, 1])  # model space, robot units
     def test_torch_over_the_tolerance(self, plane):
@@ -78,7 +92,7 @@ class TestComparing:
 
     def test_another_shape(self):
         found = check_backends([ran("native scalar"), ran("torch", ACTIONS[:, :4])])
-        stands(found[1], FAIL, "shape (2, 4, 6)")
+        stands(found[1], FAIL, "no float32 of shape (2, 4, 6)")
 
     def test_zeros(self):
         zeros = np.zeros_like(ACTIONS)
@@ -114,18 +128,19 @@ class TestRunning:
         assert all(result.facts["threads"] == 2 for result in results)
         assert all(finding.status == PASS for finding in check_backends(results))
         assert calls[0] == (0, len(names)) and len(calls) == len(names)
-        assert results[0].actions is not None and np.ptp(results[0].actions) > 1e-3
+        actions = results[0].actions
+        assert np.ptp(actions["float32"]) > 1e-3
+        assert not np.array_equal(actions["float32"], actions["bfloat16"])
 
     def test_the_forced_choice(self, monkeypatch):
         monkeypatch.setenv("SMOLVLA_FORCE_ISA", "scalar")
         forced, named = run_all(["native (as forced)", f"native {isas()[0]}"], 1, lambda *_: None)
         assert forced.facts["isa"] == "scalar" and named.facts["isa"] == isas()[0]
-        assert forced.actions is not None and named.actions is not None
-        assert forced.actions.tobytes() == named.actions.tobytes()
+        assert forced.actions["float32"].tobytes() == named.actions["float32"].tobytes()
 
     def test_an_unknown_isa_is_a_result_too(self):
         (result,) = run_all(["native abacus"], 1, lambda *_: None)
-        assert result.actions is None
+        assert not result.actions
         assert "exit code 1" in result.problem and "abacus" in result.problem
 
     @pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra torch")
@@ -147,7 +162,7 @@ class TestRunning:
     def test_a_process_that_fails(self, monkeypatch, outcome, words):
         monkeypatch.setattr(backends, "run", lambda *_, **__: outcome)
         (result,) = run_all(["torch"], None, lambda *_: None)
-        assert result.actions is None and words in result.problem
+        assert not result.actions and words in result.problem
 
     def test_the_child_finds_the_package_where_we_did(self, monkeypatch, tmp_path):
         """Its sys.path is ours, not what its own start would make of it."""

@@ -194,6 +194,23 @@ class TestCpu:
         finding = check_cpu(self.cpu, "avx2", self.table, {})
         stands(finding, PASS, "avx2 (8 multiply-adds", "avx512 (needs avx512f) would do more")
 
+    def test_a_set_below_the_chosen_one_is_no_loss(self):
+        table = (
+            row("avx512", "avx512f", True),
+            row("avx2", "avx2", False),
+            row("scalar", "", True),
+        )
+        stands(check_cpu(self.cpu, "avx512", table, {}), PASS, "the best")
+
+    def test_a_set_that_only_improves_a_few_operations(self):
+        """It stands late in the table, behind the sets that have the first operation."""
+        table = (row("avx512", "", True), row("scalar", "", True), row("avx512_bf16", "bf", False))
+        stands(check_cpu(self.cpu, "avx512", table, {}), PASS, "avx512_bf16 (needs bf) would")
+
+    def test_a_set_that_is_not_known_here(self):
+        table = (row("sve2", "sve2", True), row("scalar", "", True))
+        stands(check_cpu(self.cpu, "sve2", table, {}), PASS, "kernels sve2, the best")
+
     def test_scalar_kernels_are_slow(self):
         table = (row("avx512", "avx512f", False), row("scalar", "nothing", True))
         stands(check_cpu(self.cpu, "scalar", table, {}), WARN, "slower", "avx512f")
