@@ -290,8 +290,13 @@ public:
     }
 
     BackendInfo info() const override {
-        BackendInfo info{kernels_.isa,          compute_, pool_.size(), weights_.used_bytes(),
-                         buffers_.used_bytes(), {}};
+        const size_t scratch = scratch_arena_ ? scratch_arena_->used_bytes() : 0;
+        BackendInfo info{kernels_.isa,
+                         compute_,
+                         pool_.size(),
+                         weights_.used_bytes(),
+                         buffers_.used_bytes() + scratch,
+                         {}};
         for (const KernelRow& row : kernel_table(kernels_))
             if (row.chosen) info.kernels.push_back(row.kernel);
         return info;
@@ -333,12 +338,13 @@ private:
         return to;
     }
 
-    // At least `words` for every thread. All or nothing: a full arena leaves the old ones in use.
+    // At least `words` for every thread. All or nothing: without memory the old ones stay in use.
     void reserve_scratch(size_t words) {
         if (words <= scratch_words_) return;
-        std::vector<float*> larger;
-        for (size_t i = 0; i < scratch_.size(); ++i) larger.push_back(make_buffer(words));
-        scratch_.swap(larger);
+        words = (words + 15) / 16 * 16;
+        auto larger = std::make_unique<Arena>(scratch_.size() * (words * sizeof(float) + 4096));
+        for (float*& scratch : scratch_) scratch = larger->floats(words);
+        scratch_arena_ = std::move(larger);
         scratch_words_ = words;
     }
 
@@ -366,6 +372,7 @@ private:
     ThreadPool pool_;
     std::vector<std::unique_ptr<Linear>> linears_;
     std::vector<std::unique_ptr<KvStore>> kvs_;
+    std::unique_ptr<Arena> scratch_arena_;
     std::vector<float*> scratch_;  // per thread: scores of a query block, or converted rows
     size_t scratch_words_ = 0;
 };

@@ -137,6 +137,11 @@ def test_every_isa_and_thread_count_gives_the_same_bytes(
         np.testing.assert_array_equal(
             policy.predict(*observation(policy), seed=1).actions, expected, isa
         )
+    monkeypatch.delenv("SMOLVLA_FORCE_ISA")
+    monkeypatch.setenv("SMOLVLA_FORCE_KERNEL", "gemm_words=scalar")  # there are none: no pairs
+    policy = load(bundle, threads=threads)
+    assert not [k for k in policy.engine.info()["kernels"] if k.startswith("gemm_words")]
+    np.testing.assert_array_equal(policy.predict(*observation(policy), seed=1).actions, expected)
 
 
 def test_unknown_compute() -> None:
