@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <chrono>
+
 #include "bindings/gil.h"
 #include "model/engine.h"
 #include "runtime/threads.h"
@@ -304,6 +306,63 @@ py::dict info(const Engine& e) {
     return d;
 }
 
+void start_recording(Engine& e, size_t capacity) {
+    GilRelease release;
+    e.start_recording(capacity);
+}
+
+// {"ops": [...], "stages": [...], "overwritten": n}; smolvla_edge/profile/records.py reads it.
+py::dict take_records(Engine& e) {
+    size_t overwritten = 0;
+    std::vector<TimedRecord> records;
+    {
+        GilRelease release;
+        records = e.take_records(&overwritten);
+    }
+    py::list ops, stages;
+    for (const TimedRecord& r : records) {
+        py::dict d;
+        d["kind"] = r.kind;
+        d["start"] = r.start_ns;
+        d["end"] = r.end_ns;
+        if (r.stage) {
+            d["index"] = r.index;
+            stages.append(d);
+            continue;
+        }
+        d["weight"] = r.weight;
+        d["rows"] = r.rows;
+        d["in"] = r.in;
+        d["out"] = r.out;
+        d["heads"] = r.heads;
+        d["flops"] = r.flops;
+        d["bytes"] = r.bytes;
+        d["compute"] = compute_name(r.compute);
+        ops.append(d);
+    }
+    py::dict result;
+    result["ops"] = ops;
+    result["stages"] = stages;
+    result["overwritten"] = overwritten;
+    return result;
+}
+
+// Microseconds that an empty parallel region costs: what every operation on `threads` pays to start
+// the others and wait for them.
+double region_us(int threads, int repeats) {
+    if (threads < 1 || threads > kMaxThreads || repeats < 1)
+        fail(ErrorKind::input, "expected 1 to %d threads and 1 repeat or more, got %d and %d",
+             kMaxThreads, threads, repeats);
+    GilRelease release;
+    ThreadPool pool(threads);
+    const auto empty = [&] { pool.run(threads, [](int, int) {}); };
+    for (int i = 0; i < 100; ++i) empty();  // the threads start up
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < repeats; ++i) empty();
+    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
+    return took.count() / repeats;
+}
+
 }  // namespace
 
 Frame frame_of(const py::object& frame, const char* name) {
@@ -344,7 +403,10 @@ void bind_engine(py::module_& m) {
         .def("predict", &predict, arg("frames"), arg("tokens"), arg("state"), arg("noise"),
              arg("steps"), arg("horizon"), arg("rtc") = py::none(),
              arg("state_is_normalized") = false)
-        .def("info", &info);
+        .def("info", &info)
+        .def("start_recording", &start_recording, arg("capacity"))
+        .def("take_records", &take_records);
+    m.def("region_us", &region_us, arg("threads"), arg("repeats") = 2000);
 }
 
 }  // namespace smolvla::bindings

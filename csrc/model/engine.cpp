@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "runtime/error.h"
 #include "runtime/threads.h"
@@ -55,8 +56,9 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     action_statistics_.check("action", config_.action_dim);
     if (threads <= 0) threads = default_threads();
     // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
-    ops_ = make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
-                            buffer_bytes(config_, threads), threads, isa, compute);
+    ops_ = std::make_unique<TimedBackend>(
+        make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
+                         buffer_bytes(config_, threads), threads, isa, compute));
     vision_ = std::make_unique<Vision>(config_, source_, *ops_);
     expert_ = std::make_unique<Expert>(config_, source_, *ops_);
     prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);
@@ -176,6 +178,16 @@ void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* 
     }
 }
 
+void Engine::start_recording(size_t capacity) {
+    const auto lock = enter();
+    ops_->start(capacity);
+}
+
+std::vector<TimedRecord> Engine::take_records(size_t* overwritten) {
+    const auto lock = enter();
+    return ops_->take(overwritten);
+}
+
 Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
                         const float* state, bool state_is_normalized, const FlowInput& flow,
                         float* normalized, float* actions) {
@@ -193,14 +205,19 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
         const int width = config_.resize_width ? config_.resize_width : frame.width;
         images[i] = image_tokens_[i].top(image_tokens(height, width));  // also bounds the size
         const double before = now_ms();
-        ops_->letterbox(frame, pixels_, height, width);
+        {
+            const TimedBackend::Stage stage(*ops_, "preprocess", static_cast<int>(i));
+            ops_->letterbox(frame, pixels_, height, width);
+        }
         times.preprocess += now_ms() - before;
+        const TimedBackend::Stage stage(*ops_, "vision", static_cast<int>(i));
         vision_->encode(pixels_, height, width, images[i], nullptr, static_cast<int>(i));
     }
     times.vision = now_ms() - start - times.preprocess;
     check_();
 
     const double prefix_start = now_ms();
+    std::optional<TimedBackend::Stage> stage(std::in_place, *ops_, "prefix");
     std::fill(state_.begin(), state_.end(), 0.0f);
     std::copy_n(state, config_.state_dim, state_.begin());
     if (!state_is_normalized) state_statistics_.normalize(state_.data(), config_.state_dim);
@@ -210,6 +227,7 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
     times.prefix = now_ms() - prefix_start;
 
     const double flow_start = now_ms();
+    stage.emplace(*ops_, "flow");
     run_flow(flow, prefix_tokens_, sampled_.data(), nullptr);
     const int dims = config_.action_dim;
     for (int r = 0; r < flow.rows; ++r) {

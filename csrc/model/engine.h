@@ -11,6 +11,7 @@
 #include "model/flow.h"
 #include "model/prefix.h"
 #include "model/vision.h"
+#include "ops/timed.h"
 
 namespace smolvla {
 
@@ -74,6 +75,11 @@ public:
     const ModelConfig& config() const { return config_; }
     BackendInfo info() const { return ops_->info(); }
 
+    // Every operation of what is computed between the two is written down; `predict` also marks its
+    // stages "preprocess" and "vision" (a camera each), "prefix" and "flow". See ops/timed.h.
+    void start_recording(size_t capacity);
+    std::vector<TimedRecord> take_records(size_t* overwritten);
+
 private:
     std::unique_lock<std::mutex> enter();
     void run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
@@ -85,7 +91,7 @@ private:
     const ModelConfig config_;
     const Statistics state_statistics_, action_statistics_;
     TensorSource source_;
-    std::unique_ptr<Backend> ops_;
+    std::unique_ptr<TimedBackend> ops_;
     std::unique_ptr<Vision> vision_;
     std::unique_ptr<Expert> expert_;
     std::unique_ptr<Prefix> prefix_;

@@ -152,6 +152,14 @@ class NativeBackend:
         )
         return PredictResult(result["normalized"], result["actions"], result["timings"])
 
+    def start_recording(self, capacity: int) -> None:
+        """Write down every operation from here on, at most the last `capacity`; see profile/."""
+        self._engine.start_recording(capacity)
+
+    def take_records(self) -> dict[str, Any]:
+        """End recording: {"ops": [...], "stages": [...], "overwritten": n}."""
+        return dict(self._engine.take_records())
+
     def _knobs(self, plan: Plan | None) -> tuple[int, int]:
         plan = plan or Plan.exact(self._model.num_steps)
         plan.require(IMPLEMENTED, self.name)

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <string>
 #include <thread>
 
 #include "check.h"
@@ -113,6 +114,25 @@ int main() {
         CHECK(reference != other);
     }
 
+    {
+        // Recording changes no byte and allocates nothing in a call (run() counts).
+        Engine e(c, state, action, weights.entries, 2, "");
+        size_t overwritten = 0;
+        e.start_recording(1000);
+        CHECK(run(e, in, 8) == reference);
+        const std::vector<TimedRecord> records = e.take_records(&overwritten);
+        CHECK(overwritten == 0 && records.size() > 100 && records.size() < 1000);
+        std::string stages;
+        for (const TimedRecord& r : records)
+            if (r.stage) stages += std::string(r.kind) + std::to_string(r.index) + " ";
+        CHECK(stages == "preprocess0 vision0 preprocess1 vision1 prefix0 flow0 ");
+        CHECK(run(e, in, 8) == reference);
+        CHECK(e.take_records(&overwritten).empty());  // the recording had ended
+        e.start_recording(10);
+        CHECK(run(e, in, 8) == reference);
+        CHECK(e.take_records(&overwritten).size() == 10);
+        CHECK(overwritten == records.size() - 10);
+    }
     {
         // Every count of steps in turn: the table of time vectors neither grows nor allocates.
         Engine e(c, state, action, weights.entries, 1, "");

@@ -1,0 +1,212 @@
+#include "ops/timed.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "runtime/error.h"
+
+namespace smolvla {
+namespace {
+
+constexpr size_t kMostRecords = size_t{1} << 24;
+
+int64_t now_ns() {
+    using namespace std::chrono;
+    return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t bytes_of(Mat x) {
+    // Storage::rounded moves whole floats.
+    return int64_t{4} * x.rows * words_of(x.cols, x.storage);
+}
+
+TimedRecord record_of(const char* kind, Mat x, int64_t bytes) {
+    TimedRecord r;
+    r.kind = kind;
+    r.rows = x.rows;
+    r.in = r.out = x.cols;
+    r.bytes = bytes;
+    return r;
+}
+
+}  // namespace
+
+TimedBackend::TimedBackend(std::unique_ptr<Backend> backend)
+    : backend_(std::move(backend)),
+      compute_(backend_->info().compute),
+      kv_element_bytes_(backend_->activation_storage(2) == Storage::bf16 ? 2 : 4) {}
+
+void TimedBackend::start(size_t capacity) {
+    if (capacity < 1 || capacity > kMostRecords)
+        fail(ErrorKind::input, "capacity: expected 1 to %zu records, got %zu", kMostRecords,
+             capacity);
+    records_.assign(capacity, {});
+    capacity_ = capacity;
+    count_ = 0;
+}
+
+std::vector<TimedRecord> TimedBackend::take(size_t* overwritten) {
+    const size_t kept = std::min(count_, capacity_);
+    *overwritten = count_ - kept;
+    if (*overwritten > 0)  // the oldest one is not at the beginning
+        std::rotate(records_.begin(), records_.begin() + ptrdiff_t(count_ % capacity_),
+                    records_.end());
+    records_.resize(kept);
+    capacity_ = count_ = 0;
+    return std::exchange(records_, {});
+}
+
+void TimedBackend::put(const TimedRecord& record) { records_[count_++ % capacity_] = record; }
+
+template <class Body>
+void TimedBackend::timed(TimedRecord record, const Body& body) {
+    record.start_ns = now_ns();
+    body();
+    record.end_ns = now_ns();
+    put(record);
+}
+
+Compute TimedBackend::compute_of(bool bf16) const { return bf16 ? compute_ : Compute::float32; }
+
+TimedBackend::Stage::Stage(TimedBackend& ops, const char* kind, int index) : ops_(ops) {
+    if (!ops_.recording()) return;
+    record_.kind = kind;
+    record_.stage = true;
+    record_.index = index;
+    record_.start_ns = now_ns();
+}
+
+TimedBackend::Stage::~Stage() {
+    if (!record_.stage) return;
+    record_.end_ns = now_ns();
+    ops_.put(record_);
+}
+
+const Linear* TimedBackend::load_linear(const TensorSource& source,
+                                        const std::vector<std::string>& weights,
+                                        const std::vector<std::string>& biases, int in,
+                                        const std::vector<int>& out, bool gated) {
+    const Linear* made = backend_->load_linear(source, weights, biases, in, out, gated);
+    Weight w{"", in, 0, true};
+    for (size_t i = 0; i < weights.size(); ++i) {
+        w.name += (i ? "+" : "") + weights[i];
+        w.columns += out[i];
+        w.bf16 = w.bf16 && source.find(weights[i]).dtype == DType::bf16;
+    }
+    weights_.emplace(made, std::move(w));
+    return made;
+}
+
+const Linear* TimedBackend::make_linear(const float* weight, int out, int in) {
+    const Linear* made = backend_->make_linear(weight, out, in);
+    weights_.emplace(made, Weight{"computed", in, out, false});
+    return made;
+}
+
+KvStore* TimedBackend::make_kv(int kv_heads, int head_dim, int capacity) {
+    KvStore* made = backend_->make_kv(kv_heads, head_dim, capacity);
+    kv_widths_.emplace(made, kv_heads * head_dim);
+    return made;
+}
+
+void TimedBackend::linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) {
+    if (!recording()) return backend_->linear(x, w, y, o);
+    const Weight& weight = weights_.at(w);
+    const int64_t elements = int64_t{weight.in} * weight.columns;
+    const int64_t moved = bytes_of(x) + bytes_of(y) + bytes_of(o.residual);
+    TimedRecord r = record_of("linear", y, moved + elements * (weight.bf16 ? 2 : 4));
+    r.weight = weight.name.c_str();
+    r.in = weight.in;
+    r.flops = 2 * elements * x.rows;
+    r.compute = compute_of(weight.bf16);
+    timed(r, [&] { backend_->linear(x, w, y, o); });
+}
+
+void TimedBackend::layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) {
+    if (!recording()) return backend_->layer_norm(x, weight, bias, eps, y);
+    timed(record_of("layer_norm", x, bytes_of(x) + bytes_of(y)),
+          [&] { backend_->layer_norm(x, weight, bias, eps, y); });
+}
+
+void TimedBackend::rms_norm(Mat x, const float* weight, float eps, Mat y) {
+    if (!recording()) return backend_->rms_norm(x, weight, eps, y);
+    timed(record_of("rms_norm", x, bytes_of(x) + bytes_of(y)),
+          [&] { backend_->rms_norm(x, weight, eps, y); });
+}
+
+void TimedBackend::rope(Mat x, int heads, Mat cosine, Mat sine, int first) {
+    if (!recording()) return backend_->rope(x, heads, cosine, sine, first);
+    TimedRecord r = record_of("rope", x, 2 * bytes_of(x));
+    r.heads = heads;
+    timed(r, [&] { backend_->rope(x, heads, cosine, sine, first); });
+}
+
+void TimedBackend::store_kv(Mat keys, Mat values, KvStore* kv, int first) {
+    if (!recording()) return backend_->store_kv(keys, values, kv, first);
+    const int64_t written = int64_t{2} * keys.rows * keys.cols * kv_element_bytes_;
+    timed(record_of("store_kv", keys, bytes_of(keys) + bytes_of(values) + written),
+          [&] { backend_->store_kv(keys, values, kv, first); });
+}
+
+void TimedBackend::attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) {
+    if (!recording()) return backend_->attention(q, kv, s, out);
+    int64_t products = 0;
+    int longest = 0;
+    for (int row = 0; row < q.rows; ++row) {
+        products += s.lengths[row];
+        longest = std::max(longest, s.lengths[row]);
+    }
+    const int64_t read = int64_t{2} * longest * kv_widths_.at(kv) * kv_element_bytes_;
+    TimedRecord r = record_of("attention", q, bytes_of(q) + bytes_of(out) + read);
+    r.in = longest;
+    r.heads = s.heads;
+    r.flops = 4 * products * s.heads * s.head_dim;  // scores, and their sum over values
+    r.compute = compute_;
+    timed(r, [&] { backend_->attention(q, kv, s, out); });
+}
+
+void TimedBackend::letterbox(const Frame& frame, float* pixels, int height, int width) {
+    if (!recording()) return backend_->letterbox(frame, pixels, height, width);
+    const int64_t read = int64_t{3} * frame.height * frame.width * (frame.is_u8 ? 1 : 4);
+    TimedRecord r;
+    r.kind = "letterbox";
+    r.rows = height;
+    r.in = r.out = width;
+    r.bytes = read + int64_t{12} * height * width;
+    timed(r, [&] { backend_->letterbox(frame, pixels, height, width); });
+}
+
+void TimedBackend::patchify(const float* pixels, int height, int width, int patch, Mat rows) {
+    if (!recording()) return backend_->patchify(pixels, height, width, patch, rows);
+    timed(record_of("patchify", rows, int64_t{4} * rows.rows * rows.cols + bytes_of(rows)),
+          [&] { backend_->patchify(pixels, height, width, patch, rows); });
+}
+
+void TimedBackend::pixel_shuffle(Mat x, int side, int scale, Mat out) {
+    if (!recording()) return backend_->pixel_shuffle(x, side, scale, out);
+    timed(record_of("pixel_shuffle", out, bytes_of(x) + bytes_of(out)),
+          [&] { backend_->pixel_shuffle(x, side, scale, out); });
+}
+
+void TimedBackend::gather_rows(const void* table, DType dtype, const int* ids, int count,
+                               float scale, Mat out) {
+    if (!recording()) return backend_->gather_rows(table, dtype, ids, count, scale, out);
+    const int64_t read = int64_t{count} * out.cols * int64_t(dtype_bytes(dtype));
+    timed(record_of("gather_rows", out, read + bytes_of(out)),
+          [&] { backend_->gather_rows(table, dtype, ids, count, scale, out); });
+}
+
+void TimedBackend::copy(Mat x, float scale, Mat y) {
+    if (!recording()) return backend_->copy(x, scale, y);
+    timed(record_of("copy", x, bytes_of(x) + bytes_of(y)), [&] { backend_->copy(x, scale, y); });
+}
+
+void TimedBackend::flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
+                               float gain) {
+    if (!recording()) return backend_->flow_update(x, v, dt, t, previous, weight, gain);
+    timed(record_of("flow_update", x, 2 * bytes_of(x) + bytes_of(v) + bytes_of(previous)),
+          [&] { backend_->flow_update(x, v, dt, t, previous, weight, gain); });
+}
+
+}  // namespace smolvla

@@ -1,0 +1,103 @@
+// A backend in front of another one that writes down what it was asked to do, and when.
+//
+// The engine always computes through it. While nothing is recorded an operation costs one branch
+// more; while recording, two readings of the clock and one record into memory that was reserved by
+// start(). Operations do not overlap: each returns when its result is there.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace smolvla {
+
+// One operation, or one stage of the model with the operations inside it.
+struct TimedRecord {
+    const char* kind = "";    // "linear", "attention", ...; of a stage: "vision", "prefix", ...
+    const char* weight = "";  // tensor names joined by '+'; lives as long as the backend
+    bool stage = false;
+    int index = 0;                             // of a stage: which camera
+    int rows = 0, in = 0, out = 0, heads = 0;  // attention: in is the longest row's keys
+    int64_t flops = 0;                         // of what reaches the result; 2 a multiply-add
+    int64_t bytes = 0;                         // least traffic: every operand once
+    Compute compute = Compute::float32;        // what its products are made in
+    int64_t start_ns = 0, end_ns = 0;          // of the steady clock
+};
+
+class TimedBackend final : public Backend {
+public:
+    explicit TimedBackend(std::unique_ptr<Backend> backend);
+
+    // Reserves room for `capacity` records and begins. Of more, the first are overwritten.
+    void start(size_t capacity);
+    // Ends recording. The last `capacity` records in the order in which they ended, and how many
+    // were overwritten.
+    std::vector<TimedRecord> take(size_t* overwritten);
+
+    // Marks a stage from here to the end of the scope.
+    class Stage {
+    public:
+        Stage(TimedBackend& ops, const char* kind, int index = 0);
+        ~Stage();
+        Stage(const Stage&) = delete;
+        Stage& operator=(const Stage&) = delete;
+
+    private:
+        TimedBackend& ops_;
+        TimedRecord record_;
+    };
+
+    BackendInfo info() const override { return backend_->info(); }
+    const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
+                              const std::vector<std::string>& biases, int in,
+                              const std::vector<int>& out, bool gated) override;
+    const Linear* make_linear(const float* weight, int out, int in) override;
+    KvStore* make_kv(int kv_heads, int head_dim, int capacity) override;
+    float* make_buffer(size_t count) override { return backend_->make_buffer(count); }
+    Storage activation_storage(int unit) const override {
+        return backend_->activation_storage(unit);
+    }
+
+    void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) override;
+    void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override;
+    void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
+    void rope(Mat x, int heads, Mat cosine, Mat sine, int first) override;
+    void store_kv(Mat keys, Mat values, KvStore* kv, int first) override;
+    void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) override;
+    void letterbox(const Frame& frame, float* pixels, int height, int width) override;
+    void patchify(const float* pixels, int height, int width, int patch, Mat rows) override;
+    void pixel_shuffle(Mat x, int side, int scale, Mat out) override;
+    void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
+                     Mat out) override;
+    void copy(Mat x, float scale, Mat y) override;
+    void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
+                     float gain) override;
+
+private:
+    struct Weight {
+        std::string name;
+        int in, columns;  // columns: of the matrix, twice the result's when gated
+        bool bf16;        // stored in bfloat16
+    };
+
+    bool recording() const { return capacity_ != 0; }
+    Compute compute_of(bool bf16) const;
+    void put(const TimedRecord& record);
+    template <class Body>
+    void timed(TimedRecord record, const Body& body);
+
+    const std::unique_ptr<Backend> backend_;
+    const Compute compute_;
+    const int kv_element_bytes_;
+    std::unordered_map<const Linear*, Weight> weights_;
+    std::unordered_map<const KvStore*, int> kv_widths_;  // kv_heads * head_dim
+    std::vector<TimedRecord> records_;
+    size_t capacity_ = 0;  // 0: not recording
+    size_t count_ = 0;     // put since start(), overwritten ones included
+};
+
+}  // namespace smolvla
