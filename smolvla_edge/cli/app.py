@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolvla_edge.cli import convert, demo, doctor, inspect_, output, run, verify
+from smolvla_edge.cli import convert, demo, doctor, inspect_, output, profile_, run, verify
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.version import __version__
 
@@ -97,6 +97,7 @@ for _verb in (
     inspect_.inspect,
     verify.verify,
     doctor.doctor,
+    profile_.profile,
 ):
     app.command()(_verb)
 

@@ -80,7 +80,9 @@ def refused(result: Result, *words: str) -> None:
 
 
 class TestApp:
-    @pytest.mark.parametrize("verb", ["demo", "run", "convert", "inspect", "verify", "doctor"])
+    @pytest.mark.parametrize(
+        "verb", ["demo", "run", "convert", "inspect", "verify", "doctor", "profile"]
+    )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
         result = cli(verb, "--help")
         assert result.code == 0
