@@ -6,11 +6,16 @@
 #include <chrono>
 
 #include "bindings/gil.h"
+#include "bindings/made.h"
 #include "model/engine.h"
 #include "runtime/threads.h"
 
 namespace smolvla::bindings {
 namespace {
+
+struct BoundEngine : MadeByInit, Engine {
+    using Engine::Engine;
+};
 
 // What the entries of a dict are part of, for errors.
 struct Source {
@@ -94,9 +99,10 @@ Statistics statistics_of(const py::dict& stats, const char* feature, int dims) {
 using TensorTuple =
     std::tuple<std::string, std::string, std::vector<int64_t>, std::string, uint64_t, uint64_t>;
 
-std::unique_ptr<Engine> make_engine(const py::dict& config, const std::vector<TensorTuple>& tensors,
-                                    const py::dict& stats, int threads, const std::string& isa,
-                                    const std::string& compute) {
+std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
+                                         const std::vector<TensorTuple>& tensors,
+                                         const py::dict& stats, int threads, const std::string& isa,
+                                         const std::string& compute) {
     const ModelConfig c = config_of(config);
     const Statistics state = statistics_of(stats, "state", c.state_dim);
     const Statistics action = statistics_of(stats, "action", c.action_dim);
@@ -107,10 +113,10 @@ std::unique_ptr<Engine> make_engine(const py::dict& config, const std::vector<Te
         fail(ErrorKind::backend, "threads must be 0 (automatic) to %d, got %d", kMaxThreads,
              threads);
     const Compute precision = parse_compute(compute);
-    std::unique_ptr<Engine> engine;
+    std::unique_ptr<BoundEngine> engine;
     {
         GilRelease release;
-        engine = std::make_unique<Engine>(c, state, action, entries, threads, isa, precision);
+        engine = make<BoundEngine>(c, state, action, entries, threads, isa, precision);
     }
     engine->set_interrupt_check(check_signals);
     return engine;
@@ -197,7 +203,7 @@ struct SampleArguments {
     }
 };
 
-py::array_t<float> sample_actions(Engine& e, const py::object& pixels,
+py::array_t<float> sample_actions(BoundEngine& e, const py::object& pixels,
                                   const py::object& camera_mask, const py::object& tokens,
                                   const py::object& token_mask, const py::object& state,
                                   const py::object& noise, int steps, int horizon,
@@ -211,7 +217,7 @@ py::array_t<float> sample_actions(Engine& e, const py::object& pixels,
     return out;
 }
 
-py::dict trace(Engine& e, const py::object& pixels, const py::object& camera_mask,
+py::dict trace(BoundEngine& e, const py::object& pixels, const py::object& camera_mask,
                const py::object& tokens, const py::object& token_mask, const py::object& state,
                const py::object& noise, int steps, int horizon, const py::object& rtc) {
     const SampleArguments in(e, pixels, camera_mask, tokens, token_mask, state);
@@ -231,7 +237,7 @@ py::dict trace(Engine& e, const py::object& pixels, const py::object& camera_mas
     return result;
 }
 
-py::array_t<float> encode_images(Engine& e, const py::object& pixels) {
+py::array_t<float> encode_images(BoundEngine& e, const py::object& pixels) {
     const float* from = data_of<float>(pixels, "pixels", {-1, 3, -1, -1});
     const int cameras = dim(pixels, 0), height = dim(pixels, 2), width = dim(pixels, 3);
     py::array_t<float> out({cameras, e.image_tokens(height, width), e.config().text_width});
@@ -241,7 +247,7 @@ py::array_t<float> encode_images(Engine& e, const py::object& pixels) {
     return out;
 }
 
-int prefill(Engine& e, const py::object& image_tokens, const py::object& camera_mask,
+int prefill(BoundEngine& e, const py::object& image_tokens, const py::object& camera_mask,
             const py::object& tokens, const py::object& token_mask, const py::object& state) {
     const float* images =
         data_of<float>(image_tokens, "image_tokens", {-1, -1, e.config().text_width});
@@ -254,7 +260,7 @@ int prefill(Engine& e, const py::object& image_tokens, const py::object& camera_
                      s);
 }
 
-py::array_t<float> denoise(Engine& e, const py::object& noise, int steps, int horizon,
+py::array_t<float> denoise(BoundEngine& e, const py::object& noise, int steps, int horizon,
                            const py::object& rtc) {
     const FlowArguments flow(e, noise, steps, horizon, rtc);
     py::array_t<float> out({horizon, e.config().max_action_dim});
@@ -264,7 +270,7 @@ py::array_t<float> denoise(Engine& e, const py::object& noise, int steps, int ho
     return out;
 }
 
-py::dict predict(Engine& e, const std::vector<py::object>& frames, const py::object& tokens,
+py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py::object& tokens,
                  const py::object& state, const py::object& noise, int steps, int horizon,
                  const py::object& rtc, bool state_is_normalized) {
     const ModelConfig& c = e.config();
@@ -294,7 +300,7 @@ py::dict predict(Engine& e, const std::vector<py::object>& frames, const py::obj
     return result;
 }
 
-py::dict info(const Engine& e) {
+py::dict info(const BoundEngine& e) {
     const BackendInfo i = e.info();
     py::dict d;
     d["isa"] = i.isa;
@@ -387,7 +393,7 @@ void bind_engine(py::module_& m) {
             return buffer_bytes(config_of(config), threads);
         },
         arg("config"), arg("threads"));
-    py::class_<Engine>(m, "Engine")
+    py::class_<BoundEngine>(m, "Engine")
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
              arg("threads") = 0, arg("isa") = "", arg("compute") = "float32")
         .def("encode_images", &encode_images, arg("pixels"))

@@ -7,6 +7,7 @@
 
 #include "bindings/engine.h"
 #include "bindings/gil.h"
+#include "bindings/made.h"
 #include "runtime/threads.h"
 
 namespace smolvla::bindings {
@@ -22,7 +23,7 @@ int within(const char* name, int value, int low, int high) {
     return value;
 }
 
-class CpuOps {
+class CpuOps : public MadeByInit {
 public:
     CpuOps(int threads, const std::string& isa, const std::string& compute)
         : ops_(make_cpu_backend(size_t{1} << 30, size_t{1} << 30,
@@ -188,8 +189,8 @@ private:
 void bind_ops(py::module_& m) {
     using py::arg;
     py::class_<CpuOps>(m, "CpuOps", "Single operations of the CPU backend; see csrc/ops/ops.h.")
-        .def(py::init<int, const std::string&, const std::string&>(), arg("threads") = 1,
-             arg("isa") = "", arg("compute") = "float32")
+        .def(py::init(&make<CpuOps, int, const std::string&, const std::string&>),
+             arg("threads") = 1, arg("isa") = "", arg("compute") = "float32")
         .def("make_activation", &CpuOps::make_activation, arg("x"))
         .def("read_activation", &CpuOps::read_activation, arg("activation"))
         .def("load_linear", &CpuOps::load_linear, arg("path"), arg("dtype"), arg("out"), arg("in"),

@@ -14,7 +14,7 @@ import pytest
 from core_helpers import arguments, make, tensors_of
 
 from smolvla_edge import _core, synthetic
-from smolvla_edge.errors import CheckpointError
+from smolvla_edge.errors import BackendError, CheckpointError
 from smolvla_edge.source import open_source
 
 
@@ -70,6 +70,27 @@ def test_threads_share_an_engine_that_nobody_else_holds(source):
     for thread in threads:
         thread.join()
     assert results == [expected] * 20
+
+
+def test_an_object_whose_init_never_ran(engine):
+    """pybind11 hands its methods fresh memory; it used to end the process."""
+    Engine = _core.Engine
+    methods = [name for name in dir(Engine) if not name.startswith("_")]
+    assert "info" in methods and "predict" in methods
+    for name in methods:
+        with pytest.raises((BackendError, TypeError)):  # TypeError: arguments are missing
+            getattr(Engine.__new__(Engine), name)()
+    for call in (
+        lambda: Engine.__new__(Engine).info(),
+        lambda: Engine.__new__(Engine).predict(**arguments()),
+        lambda: _core.CpuOps.__new__(_core.CpuOps).make_kv(1, 1, 1),
+        lambda: _core.CpuOps.linear(_core.CpuOps.__new__(_core.CpuOps), 0, None, None),
+    ):
+        with pytest.raises(BackendError, match="__init__ never ran"):
+            call()
+    before = engine.predict(**arguments())["actions"].tobytes()
+    engine.__init__({}, [], {})  # of a made object: ignored
+    assert engine.predict(**arguments())["actions"].tobytes() == before
 
 
 def test_threads_share_single_operations():
