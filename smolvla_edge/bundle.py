@@ -41,6 +41,7 @@ from smolvla_edge.bundle_format import (
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, TokenizerError
+from smolvla_edge.paths import shown
 from smolvla_edge.precision import CONVERT_DTYPES, convert_chunks, stored_dtype
 from smolvla_edge.processors import POSTPROCESSOR, PREPROCESSOR
 from smolvla_edge.safetensors_file import (
@@ -239,7 +240,7 @@ def _fill(
             **checkpoint.provenance,
             "source_sha256": source,
             "converter": f"smolvla-edge {__version__}",
-            "command": command,
+            "command": None if command is None else shown(command),
         },
         compute="float32" if dtype == "keep" else "bfloat16",
     )

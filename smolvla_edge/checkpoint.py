@@ -36,6 +36,7 @@ from smolvla_edge.names import (
     strip_compiled,
     text_layer_count,
 )
+from smolvla_edge.paths import shown
 from smolvla_edge.safetensors_file import TensorEntry
 from smolvla_edge.tokenizer_search import find_tokenizer
 from smolvla_edge.weight_files import open_weights
@@ -184,7 +185,7 @@ def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, d
                 f"revision {revision!r} was given, but {folder} is a local folder: revisions are "
                 "of the Hub"
             )
-        return folder, {"source": str(path)}
+        return folder, {"source": shown(path)}
     if not isinstance(path, str) or folder.exists() or not hub.is_hub_id(path):
         raise CheckpointError(
             f"expected a folder saved by LeRobot or a Hub id like owner/name, got {str(path)!r}, "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smolvla_edge.errors import ContractError
+from smolvla_edge.paths import shown
 from smolvla_edge.safetensors_file import SafetensorsFile, TensorEntry
 from smolvla_edge.statistics import DEFAULT_EPS, Mode, parse_mode
 from smolvla_edge.strict_json import read_json_object
@@ -144,7 +145,7 @@ def _max_length(folder: Path, steps: Mapping[str, dict[str, Any]]) -> int | None
 def _normalizer(folder: Path, file: str, step: dict[str, Any] | None) -> Normalizer | None:
     if step is None:
         return None
-    where = str(folder / file)
+    where = shown(folder / file)
     config = step.get("config", {})
     norm_map, features = config.get("norm_map", {}), config.get("features", {})
     if not isinstance(norm_map, dict) or not isinstance(features, dict):

@@ -14,6 +14,7 @@ from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import CheckpointError, ContractError, TokenizerError
+from smolvla_edge.paths import shown
 from smolvla_edge.presets import Preset, read_presets
 from smolvla_edge.safetensors_file import TensorEntry
 from smolvla_edge.tokenizer_search import missing_tokenizer
@@ -92,7 +93,7 @@ def _from_bundle(
         presets=read_presets(bundle.path, bundle.digest),
         compute=bundle.compute,
         provenance={
-            "source": str(bundle.path),
+            "source": shown(bundle.path),
             "bundle": bundle.digest,
             "precision": {part: dict(counts) for part, counts in bundle.precision.items()},
         },
@@ -125,7 +126,7 @@ def _from_checkpoint(
         presets={},
         compute="float32",  # exact whatever it stores; bfloat16 is asked for by converting
         provenance={
-            "source": str(path),
+            "source": shown(path),
             "bundle": None,
             "precision": precision_map(
                 (name, entry.dtype) for name, entry in checkpoint.tensors.items()

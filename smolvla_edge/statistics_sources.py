@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from smolvla_edge.errors import ContractError
+from smolvla_edge.paths import shown
 from smolvla_edge.processors import Normalizer, Processors
 from smolvla_edge.safetensors_file import SafetensorsFile, TensorEntry, as_float32, read_tensor
 from smolvla_edge.statistics import (
@@ -158,7 +159,7 @@ def _entries_table(where: str, entries: Mapping[str, TensorEntry], *, legacy: bo
         if entry.nbytes <= _MAX_STATISTIC_BYTES and _FLAT_KEY.fullmatch(name)
     }
     if statistics and not legacy:
-        where = str(next(iter(statistics.values())).path)
+        where = shown(next(iter(statistics.values())).path)
 
     def read(name: str) -> np.ndarray:
         entry = statistics[name]
@@ -182,10 +183,10 @@ def _file_table(path: Path) -> Table:
             name: _json_array(value) for name, value in flat.items() if _FLAT_KEY.fullmatch(name)
         }
         arrays = {name: value for name, value in values.items() if value is not None}
-        return Table(str(path), {name: a.shape for name, a in arrays.items()}, arrays.__getitem__)
+        return Table(shown(path), {name: a.shape for name, a in arrays.items()}, arrays.__getitem__)
     entries = SafetensorsFile(path, ContractError).entries
     legacy = any(_LEGACY_KEY.fullmatch(name) for name in entries)
-    return _entries_table(str(path), entries, legacy=legacy)
+    return _entries_table(shown(path), entries, legacy=legacy)
 
 
 def _flatten(prefix: str, value: dict[str, Any], into: dict[str, Any]) -> None:

@@ -152,7 +152,8 @@ def write_tokenizer(folder: Path, model: ModelConfig) -> None:
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL_TOKENS])
     target = folder / _TOKENIZER_FOLDER
     target.mkdir()
-    tokenizer.save(str(target / "tokenizer.json"))
+    # Not tokenizer.save(), which takes no path that is not UTF-8.
+    (target / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def _write_pipeline(

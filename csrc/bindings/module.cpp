@@ -22,7 +22,7 @@ void translate(const Error& error) {
     // Paths and environment variables in the text need not be UTF-8.
     const std::string text = error.what();
     PyObject* message =
-        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace");
+        PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace");
     PyErr_SetObject(type.ptr(), py::reinterpret_steal<py::object>(message).ptr());
 }
 

@@ -47,7 +47,14 @@ class NativeBackend:
         self._engine = load_core().Engine(
             model.to_dict(),
             [
-                (name, entry.dtype, entry.shape, os.fspath(entry.path), entry.offset, entry.nbytes)
+                (
+                    name,
+                    entry.dtype,
+                    entry.shape,
+                    os.fsencode(entry.path),
+                    entry.offset,
+                    entry.nbytes,
+                )
                 for name, entry in tensors.items()
             ],
             contract.engine_stats(),

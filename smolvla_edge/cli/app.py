@@ -7,6 +7,8 @@ smolvla-edge (a bug), 130 Ctrl-C, 141 the reader of our output went away.
 from __future__ import annotations
 
 import errno
+import io
+import sys
 import traceback
 from typing import Annotated, Any
 
@@ -104,4 +106,7 @@ for _verb in (
 
 def main() -> None:
     """Entry point of the console script."""
+    # File names that are no UTF-8 go out as the bytes they are, as with ls.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
     app()

@@ -14,7 +14,7 @@ CHUNK, DIMS, STATE = 8, 8, 10  # of the tiny checkpoint: chunk, max_action_dim, 
 
 def tensors_of(source) -> list[tuple]:
     return [
-        (name, e.dtype, e.shape, os.fspath(e.path), e.offset, e.nbytes)
+        (name, e.dtype, e.shape, os.fsencode(e.path), e.offset, e.nbytes)
         for name, e in source.tensors.items()
     ]
 
