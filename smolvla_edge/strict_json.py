@@ -1,14 +1,16 @@
 """JSON from untrusted files: size-capped, UTF-8, no duplicate keys, no surprises from the parser.
 
 Python's `json` keeps the last of two equal keys, which lets a file show one value to a reviewer and
-another to the program; it also spends quadratic time on absurdly long numbers, and whoever prints
-or hashes a value nested as deeply as the parser allows runs out of stack.
+another to the program; it also spends quadratic time on absurdly long numbers, whoever prints
+or hashes a value nested as deeply as the parser allows runs out of stack, and a string with half a
+surrogate pair in it can be neither printed nor written to a file again.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +20,7 @@ from smolvla_edge.errors import CheckpointError, SmolVLAEdgeError
 MAX_JSON_BYTES = 64 << 20  # the largest honest file here, a tokenizer.json, has 3.5 MB
 MAX_INT_DIGITS = 64
 MAX_DEPTH = 32  # bundle.json, the deepest honest one, has 5
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # UTF-8 itself can hold none
 
 
 class _Malformed(ValueError):
@@ -48,9 +51,8 @@ def parse_json_object(
         raise error(f"{where}: expected a JSON object, but {reason}") from None
 
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_int=_short_int
-        )
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_short_int)
     except UnicodeDecodeError as cause:
         refuse(f"byte {cause.start} is not UTF-8")
     except RecursionError:
@@ -61,7 +63,17 @@ def parse_json_object(
         refuse(f"it holds a {type(value).__name__}")
     if _is_deep(value):
         refuse("it is nested too deeply")
+    if _SURROGATE.search(text) and not _is_text(value):
+        refuse("a string in it holds half a surrogate pair, which is no character")
     return value
+
+
+def _is_text(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_deep(value: object) -> bool:

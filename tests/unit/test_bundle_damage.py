@@ -60,6 +60,18 @@ class TestDescription:
         (damaged / DESCRIPTION).write_text(text.replace("{", f'{{"{name}": 1,', 1))
         refused(damaged, name, "twice")
 
+    def test_half_a_surrogate_pair(self, damaged: Path) -> None:
+        """JSON can spell it; UTF-8 cannot, so it could be neither printed nor written again."""
+        describe(damaged, lambda d: d["contract"]["cameras"].__setitem__(0, "\udc00"))
+        refused(damaged, DESCRIPTION, "surrogate")
+        describe(damaged, lambda d: d["contract"].update({"\ud800": 1}))
+        refused(damaged, DESCRIPTION, "surrogate")
+
+    def test_a_whole_surrogate_pair_is_a_character(self, damaged: Path) -> None:
+        describe(damaged, lambda d: d["provenance"].update(command="\U0001f44b"))
+        assert "\\ud83d\\udc4b" in (damaged / DESCRIPTION).read_text()
+        assert load(damaged).provenance["command"] == "\U0001f44b"
+
     @pytest.mark.parametrize("depth", [33, *range(900, 1000), 100_000])
     def test_nested_too_deeply(self, damaged: Path, depth: int) -> None:
         """Also where the parser still follows, but not who hashes the document."""
