@@ -151,9 +151,9 @@ def _state_file(path: Path) -> np.ndarray:
             raise InputError(f"--state: expected a .json or .npy file, got {path}")
     except OSError as cause:
         raise InputError(f"--state: cannot read {path}: {cause.strerror or cause}") from cause
-    except (ValueError, EOFError, RecursionError) as cause:
-        if isinstance(cause, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as cause:  # numpy's reader raises SyntaxError, TokenError, EOFError ...
         raise InputError(f"--state: {path} is malformed: {cause}") from cause
     if isinstance(values, list):
         if not all(type(value) in (int, float) for value in values):
