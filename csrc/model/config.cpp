@@ -40,10 +40,15 @@ void ModelConfig::check() const {
         {"state_dim", state_dim, 0, max_state_dim},
         {"action_dim", action_dim, 1, max_action_dim},
     };
-    for (const Bound& b : bounds)
+    const auto within = [](const Bound& b) {
         if (b.value < b.low || b.value > b.high)
             fail(ErrorKind::checkpoint, "%s = %ld is outside [%ld, %ld]", b.name, b.value, b.low,
                  b.high);
+    };
+    for (const Bound& b : bounds) within(b);
+    // Products of the above; tables of these sizes are made while loading.
+    within({"patches of an image", max_patches(), 1, 1 << 14});
+    within({"tokens of a prefix", max_prefix(), 1, 1 << 16});
     const std::pair<const char*, double> positive[] = {{"vision_eps", vision_eps},
                                                        {"rms_eps", rms_eps},
                                                        {"rope_theta", rope_theta},

@@ -2,9 +2,18 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
+
 #include "runtime/error.h"
 
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__has_feature)
+#define SMOLVLA_ASAN __has_feature(address_sanitizer)  // clang
+#elif defined(__SANITIZE_ADDRESS__)
+#define SMOLVLA_ASAN 1
+#else
+#define SMOLVLA_ASAN 0
+#endif
+#if SMOLVLA_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -15,13 +24,14 @@ constexpr size_t kAlign = 64;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Buffers lie side by side in one mapping, where the address sanitizer sees no boundaries: in its
-// builds all but the bytes handed out are poisoned, and a line is left between two buffers.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kGap = 64;
+// builds a line is left between two buffers and poisoned, and so is what follows the last one (not
+// all of the mapping: shadow memory for gigabytes that nobody touches would cost real memory).
+#if SMOLVLA_ASAN
+constexpr size_t kGap = 64, kGuard = size_t{64} << 10;
 void poison(void* p, size_t bytes) { __asan_poison_memory_region(p, bytes); }
 void unpoison(void* p, size_t bytes) { __asan_unpoison_memory_region(p, bytes); }
 #else
-constexpr size_t kGap = 0;
+constexpr size_t kGap = 0, kGuard = 0;
 void poison(void*, size_t) {}
 void unpoison(void*, size_t) {}
 #endif
@@ -40,11 +50,12 @@ Arena::Arena(size_t capacity_bytes)
             capacity_ >> 20);
     base_ = static_cast<char*>(p);
     madvise(base_, capacity_, MADV_HUGEPAGE);  // advice only; a refusal changes speed, not results
-    poison(base_, capacity_);
+    poison(base_, std::min(kGuard, capacity_));
 }
 
 Arena::~Arena() {
-    unpoison(base_, capacity_);  // the addresses may be mapped again
+    // The addresses may be mapped again.
+    unpoison(base_, std::min(used_ + kGuard, capacity_));
     munmap(base_, capacity_);
 }
 
@@ -55,6 +66,8 @@ void* Arena::allocate(size_t bytes) {
              capacity_ >> 20, bytes, capacity_ - used_);
     void* p = base_ + used_;
     used_ += rounded;
+    char* end = static_cast<char*>(p) + bytes;
+    poison(end, std::min(rounded - bytes + kGuard, size_t(base_ + capacity_ - end)));
     unpoison(p, bytes);
     return p;
 }

@@ -172,6 +172,12 @@ int main() {
     broken.patch_size = 128;
     CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
     broken = c;
+    broken.image_size = 4096, broken.patch_size = 4;  // 2^20 patches
+    CHECK_THROWS(broken.check(), checkpoint);
+    broken = c;
+    broken.max_cameras = 64, broken.image_size = 4096, broken.patch_size = 32;  // 2^18 tokens
+    CHECK_THROWS(broken.check(), checkpoint);
+    broken = c;
     broken.min_period = 0;
     CHECK_THROWS(Engine(broken, state, action, weights.entries, 1, ""), checkpoint);
     Statistics too_short = state;
