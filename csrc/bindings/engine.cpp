@@ -312,13 +312,13 @@ py::dict info(const BoundEngine& e) {
     return d;
 }
 
-void start_recording(Engine& e, size_t capacity) {
+void start_recording(BoundEngine& e, size_t capacity) {
     GilRelease release;
     e.start_recording(capacity);
 }
 
 // {"ops": [...], "stages": [...], "overwritten": n}; smolvla_edge/profile/records.py reads it.
-py::dict take_records(Engine& e) {
+py::dict take_records(BoundEngine& e) {
     size_t overwritten = 0;
     std::vector<TimedRecord> records;
     {
