@@ -41,6 +41,17 @@ _SIZES: dict[str, tuple[VlmConfig, dict[str, Any]]] = {
         KNOWN_VLMS["HuggingFaceTB/SmolVLM2-500M-Video-Instruct"],
         {"prefix_length": 0, "pad_language_to": "max_length", "num_expert_layers": 0},
     ),
+    # LIBERO-style checkpoints (HuggingFaceVLA/smolvla_libero): every VLM layer, a narrow expert.
+    "libero": (
+        KNOWN_VLMS["HuggingFaceTB/SmolVLM2-500M-Video-Instruct"],
+        {
+            "prefix_length": 0,
+            "pad_language_to": "longest",
+            "num_expert_layers": -1,
+            "num_vlm_layers": 0,
+            "expert_width_multiplier": 0.5,
+        },
+    ),
     "tiny": (
         TINY_VLM,
         {
@@ -71,8 +82,9 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint to the new folder `dest` and returns its path.
 
-    `size` is "full" (SmolVLA's 450 M parameters, 907 MB) or "tiny" (0.4 M); `vlm` and `overrides`
-    (keys of LeRobot's config.json) change it from there. `dtypes` is "mixed" (bfloat16 and float32
+    `size` is "full" (SmolVLA's 450 M parameters, 907 MB), "libero" (32 VLM layers, an expert half
+    as wide as the VLM) or "tiny" (0.4 M); `vlm` and `overrides` (keys of LeRobot's config.json)
+    change it from there. `dtypes` is "mixed" (bfloat16 and float32
     as in smolvla_base), "F32", "BF16" or "F16". One tensor is written at a time, so that memory
     stays small; the folder appears under its name when it is complete.
 

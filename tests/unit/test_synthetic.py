@@ -172,7 +172,7 @@ def test_an_existing_folder_is_never_overwritten(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": "huge"}, "full, tiny, got 'huge'"),
+        ({"size": "huge"}, "full, libero, tiny, got 'huge'"),
         ({"dtypes": "I8"}, "mixed, F32"),
         ({"overrides": {"colour": 1}}, "keys of config.json, got colour"),
         ({"overrides": {"num_steps": 0}}, "the configuration to write: num_steps"),
