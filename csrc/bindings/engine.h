@@ -7,6 +7,7 @@ namespace smolvla::bindings {
 
 void bind_engine(py::module_& m);
 void bind_ops(py::module_& m);
+void bind_kernel_loop(py::module_& m);
 
 // A uint8 or float32 frame [height, width, 3]; None is a masked camera.
 Frame frame_of(const py::object& frame, const char* name);

@@ -7,6 +7,7 @@
 
 #include "bindings/gil.h"
 #include "cpu/image.h"
+#include "cpu/int8_peak.h"
 #include "cpu/isa.h"
 #include "runtime/philox.h"
 #include "runtime/threads.h"
@@ -33,11 +34,13 @@ py::array_t<float> normal(uint64_t seed, size_t rows, size_t cols) {
 }
 
 // GFLOP/s that `threads` cores reach on products in registers: the ceiling reports divide by.
-// kind: "float32" (fused multiply-adds) or "bfloat16" (pair products; refused without them).
+// kind: "float32" (fused multiply-adds), "bfloat16" (pair products; refused without them) or "int8"
+// (sums of four products, of the best instruction of this CPU whatever `isa` is).
 double peak(int threads, const std::string& isa, double milliseconds, const std::string& kind) {
     const cpu::Kernels kernels = cpu::choose_kernels(isa);
-    const auto chain =
-        parse_compute(kind) == Compute::float32 ? kernels.fma_chain : kernels.words_chain;
+    const auto chain = kind == "int8"                            ? cpu::int8_chain()
+                       : parse_compute(kind) == Compute::float32 ? kernels.fma_chain
+                                                                 : kernels.words_chain;
     if (!chain)
         fail(ErrorKind::backend, "ISA %s has no %s products on this CPU", kernels.isa,
              kind.c_str());
@@ -135,4 +138,5 @@ PYBIND11_MODULE(_core, m) {
     m.def("letterbox", &letterbox, py::arg("frame"), py::arg("width"), py::arg("height"));
     bind_engine(m);
     bind_ops(m);
+    bind_kernel_loop(m);
 }
