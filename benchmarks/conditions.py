@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,14 +66,14 @@ def _git(root: Path, *arguments: str) -> str | None:
     return result.stdout.strip() if result.returncode == 0 else None
 
 
-def collect(root: Path) -> dict[str, Any]:
-    """Everything that is known before the first run."""
+def collect(root: Path, module: str) -> dict[str, Any]:
+    """Everything that is known before the first run of `python -m module`."""
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     # The report that this run replaces is no change of what is measured.
     status = _git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": "python -m benchmarks.end_to_end " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m", module, *map(shlex.quote, sys.argv[1:])]),
         "commit": _git(root, "rev-parse", "HEAD") or "none",
         "uncommitted_changes": bool(status) if status is not None else None,
         "cpu": _cpu(),
@@ -109,7 +110,7 @@ def noise_report(load_before: float, cores: int, results: list[dict[str, Any]]) 
     if load_before > 0.3 * cores:
         notes.append(f"load average {load_before:.2f} before the run on {cores} cores")
     for result in results:
-        where = f"{result['engine']}, {result['cameras']} camera(s)"
+        where = f"{result['engine']}, {result['cameras']} camera(s), {result['language']}"
         if result["disturbed"]:
             used = "and they are in the medians" if result["disturbed_used"] else "left out"
             notes.append(

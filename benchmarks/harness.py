@@ -1,4 +1,4 @@
-"""Talk to worker processes, time them in turn, and know when the machine was not quiet."""
+"""Talk to worker processes, time them one at a time, and know when the machine was not quiet."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import select
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.summary import Sample
+
 _TICK = os.sysconf("SC_CLK_TCK")
-PAUSE_SECONDS = 0.2  # before a run: lets the other worker's OpenMP threads stop spinning
+PAUSE_SECONDS = 0.2  # before a run: lets the other workers' OpenMP threads stop spinning
 
 
 def log(text: str) -> None:
@@ -41,22 +42,34 @@ def machine_busy_seconds() -> tuple[float, float]:
 class Worker:
     """One engine in a process of its own."""
 
-    def __init__(self, name: str, command: list[str], cwd: Path, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        cwd: Path,
+        timeout: float = 600.0,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.timeout = timeout
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
         )
-        self.ready: dict[str, Any] = self._read()["ready"]
+        self.ready: dict[str, Any] = self._read(timeout)["ready"]
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, timeout: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], self.timeout)[0]:
-            raise WorkerError(f"{self.name}: no answer in {self.timeout:.0f} s")
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            raise WorkerError(f"{self.name}: no answer in {timeout:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"{self.name}: the worker ended (exit {self._process.wait()})")
@@ -65,11 +78,12 @@ class Worker:
             raise WorkerError(f"{self.name}: {answer['error']}")
         return answer
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def ask(self, timeout: float | None = None, **request: Any) -> dict[str, Any]:
+        """One request, one answer; `timeout` seconds instead of the worker's own."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return self._read()
+        return self._read(timeout or self.timeout)
 
     def close(self) -> None:
         if self._process.poll() is None and self._process.stdin is not None:
@@ -80,6 +94,11 @@ class Worker:
             except (OSError, subprocess.TimeoutExpired):
                 self._process.kill()
                 self._process.wait()
+
+
+def close_all(workers: dict[str, Worker]) -> None:
+    for worker in workers.values():
+        worker.close()
 
 
 def wait_for_quiet(limit: float, patience: float) -> None:
@@ -97,84 +116,38 @@ def wait_for_quiet(limit: float, patience: float) -> None:
             return
 
 
-@dataclass
-class Sample:
-    """One timed chunk. `foreign`: share of the machine's CPU time that was not this worker's."""
+class Watch:
+    """Who else computes between now and `stop`, besides this process and some workers."""
 
-    ms: float
-    stages: dict[str, float]
-    foreign: float
-    stolen: float
-    peak_rss_mib: float
-    actions: list[list[float]] = field(repr=False)
+    def __init__(self, *workers: Worker) -> None:
+        self._pids = [os.getpid(), *(worker.pid for worker in workers)]
+        time.sleep(PAUSE_SECONDS)
+        self._own = self._own_seconds()
+        self._busy, self._steal = machine_busy_seconds()
+        self._start = time.perf_counter()
+
+    def _own_seconds(self) -> float:
+        return sum(cpu_seconds(pid) for pid in self._pids)
+
+    def stop(self) -> tuple[float, float]:
+        """-> (share of the CPUs that others used, share that the hypervisor took)."""
+        wall = time.perf_counter() - self._start
+        own = self._own_seconds() - self._own
+        busy, steal = machine_busy_seconds()
+        capacity = wall * (os.cpu_count() or 1)
+        return max(0.0, busy - self._busy - own) / capacity, (steal - self._steal) / capacity
 
 
 def timed_run(worker: Worker, **request: Any) -> Sample:
     """Run one request alone on the machine and measure who else computed meanwhile."""
-    time.sleep(PAUSE_SECONDS)
-    own = cpu_seconds(worker.pid) + cpu_seconds(os.getpid())
-    busy, steal = machine_busy_seconds()
-    start = time.perf_counter()
+    watch = Watch(worker)
     answer = worker.ask(cmd="run", **request)
-    wall = time.perf_counter() - start
-    own = cpu_seconds(worker.pid) + cpu_seconds(os.getpid()) - own
-    busy_now, steal_now = machine_busy_seconds()
-    capacity = wall * (os.cpu_count() or 1)
+    foreign, stolen = watch.stop()
     return Sample(
         ms=answer["ms"],
         stages=answer["stages"],
-        foreign=max(0.0, busy_now - busy - own) / capacity,
-        stolen=(steal_now - steal) / capacity,
+        foreign=foreign,
+        stolen=stolen,
         peak_rss_mib=answer["peak_rss_mib"],
         actions=answer["actions"],
     )
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Linear interpolation between the sorted values, as numpy's default."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def summarise(samples: list[Sample], quiet_limit: float) -> dict[str, Any]:
-    """Median, p10, p90 of the undisturbed samples (of all, when fewer than 3 are)."""
-    quiet = [s for s in samples if s.foreign <= quiet_limit]
-    used = quiet if len(quiet) >= min(3, len(samples)) else samples
-    times = [s.ms for s in used]
-    median = percentile(times, 0.5)
-    stages = {name: percentile([s.stages[name] for s in used], 0.5) for name in used[0].stages}
-    spread = (percentile(times, 0.9) - percentile(times, 0.1)) / median
-    return {
-        "median_ms": median,
-        "p10_ms": percentile(times, 0.1),
-        "p90_ms": percentile(times, 0.9),
-        "min_ms": min(times),
-        "stages_ms": stages,
-        "samples": len(samples),
-        "samples_used": len(used),
-        "disturbed": len(samples) - len(quiet),
-        "disturbed_used": used is samples and len(quiet) < len(samples),
-        "spread": spread,
-        "peak_rss_mib": max(s.peak_rss_mib for s in samples),
-        "all_ms": [round(s.ms, 2) for s in samples],
-        "all_foreign": [round(s.foreign, 4) for s in samples],
-        "all_stolen": [round(s.stolen, 4) for s in samples],
-    }
-
-
-def action_difference(left: Sample, right: Sample) -> dict[str, float]:
-    """Largest and mean absolute difference, and the largest magnitude of `right`."""
-    pairs = [
-        (a, b)
-        for row_a, row_b in zip(left.actions, right.actions, strict=True)
-        for a, b in zip(row_a, row_b, strict=True)
-    ]
-    gaps = [abs(a - b) for a, b in pairs]
-    return {
-        "max_abs": max(gaps),
-        "mean_abs": sum(gaps) / len(gaps),
-        "largest_action": max(abs(b) for _, b in pairs),
-    }

@@ -1,79 +1,67 @@
-"""Turn the JSON of an end-to-end run into Markdown, through the one template."""
+"""Turn the JSON of any benchmark into Markdown, through the one template.
+
+A result is {"format", "kind", "title", "about", "conditions", "settings", "engines", "noise",
+"quiet", ...}; what its tables are is its kind's business, in `sections_of`. `noise` is None where
+no time was taken.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
+FORMAT = 2
 _TEMPLATE = Path(__file__).with_name("TEMPLATE.md")
-STAGES = ("preprocess", "vision", "prefix", "flow")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a table, and the sentences that say what its columns are."""
+
+    heading: str
+    table: str
+    about: str = ""
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    """A Markdown table; a vertical bar inside a cell is escaped."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    lines = ["| " + " | ".join(escaped[0]) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in escaped[1:]]
     return "\n".join(lines)
 
 
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+def milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
 
 
-def _summary(run: dict[str, Any]) -> str:
-    rows = []
-    for result in run["results"]:
-        ratio = result.get("ratio")
-        gap = result.get("action_difference")
-        engine = run["engines"][result["engine"]]
-        rows.append(
-            [
-                str(result["cameras"]),
-                f"{result['engine']} ({engine['precision']})",
-                _ms(result["median_ms"]),
-                _ms(result["p10_ms"]),
-                _ms(result["p90_ms"]),
-                f"{result['samples_used']} of {result['samples']}",
-                f"{engine['peak_rss_load_mib']:.0f} / {result['peak_rss_mib']:.0f}",
-                f"{ratio:.2f}x" if ratio else "-",
-                f"{gap['max_abs']:.1e} of {gap['largest_action']:.2f}" if gap else "-",
-            ]
-        )
-    header = ["cameras", "engine", "median ms", "p10", "p90", "samples used", "peak RSS MiB"]
-    return table([*header, "ratio", "action difference"], rows)
+def share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.0%}" if part and whole else "-"
 
 
-def _stages(run: dict[str, Any], ours: bool) -> str:
-    ceiling = run["ceiling_gflops"]
-    rows = []
-    for result in run["results"]:
-        if (result["engine"] == "smolvla-edge") != ours:
-            continue
-        for stage in (*STAGES, "total"):
-            ms = result["median_ms"] if stage == "total" else result["stages_ms"].get(stage)
-            if ms is None:
-                continue
-            work = result["gflop"].get(stage)
-            rate = work / ms * 1e3 if work else None
-            row = [str(result["cameras"]), stage, _ms(ms), f"{ms / result['median_ms']:.0%}"]
-            row += [f"{work:.1f}" if work else "-", f"{rate:.0f}" if rate else "-"]
-            row.append(f"{rate / ceiling:.0%}" if rate and ceiling else "-")
-            rows.append(row)
-    if not rows:
-        return "Not run."
-    header = ["cameras", "stage", "median ms", "share of time", "GFLOP", "GFLOP/s"]
-    return table([*header, "share of ceiling"], rows)
+def number(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def ceiling_sentence(ceilings: dict[str, float | None]) -> str:
+    """The measured loops of a run, in words."""
+    found = [f"{kind} {rate:.0f} GFLOP/s" for kind, rate in ceilings.items() if rate]
+    return ", ".join(found) if found else "not measured"
 
 
 def _conditions(run: dict[str, Any]) -> str:
     where = run["conditions"]
     cpu = where["cpu"]
-    commit = where["commit"] + (" with uncommitted changes" if where["uncommitted_changes"] else "")
+    machine = ", virtual machine" if cpu["hypervisor"] else ""
+    changes = " with uncommitted changes" if where["uncommitted_changes"] else ""
     rows = [
         [
             "CPU",
             f"{cpu['model']} ({cpu['vendor']}, family {cpu['family']}, "
-            f"model {cpu['model_number']}){', virtual machine' if cpu['hypervisor'] else ''}",
+            f"model {cpu['model_number']}){machine}",
         ],
         ["features", " ".join(cpu["features"])],
         ["cores, affinity", f"{where['cores']}, {where['affinity']}"],
@@ -82,47 +70,58 @@ def _conditions(run: dict[str, Any]) -> str:
         ["memory", f"{where['memory_mib']:.0f} MiB"],
         ["load average before", " ".join(f"{x:.2f}" for x in where["load_average_before"])],
         ["system", f"{where['system']}, kernel {where['kernel']}, Python {where['python']}"],
-        ["commit", commit],
+        ["commit", where["commit"] + changes],
         ["date", where["date"]],
-        ["checkpoint", run["checkpoint"]["about"]],
-        ["input", run["settings"]["about"]],
-        ["threads", str(run["settings"]["threads"])],
     ]
+    rows += [[name, str(value)] for name, value in run["settings"].items()]
     for name, engine in run["engines"].items():
         versions = ", ".join(f"{k} {v}" for k, v in engine["versions"].items())
-        extra = ", ".join(f"{k} {v}" for k, v in engine.get("info", {}).items() if k == "isa")
-        rows.append([name, versions + (f"; {extra}" if extra else "")])
-        rows.append(
-            [
-                f"{name}: load",
-                f"{engine['load_seconds']:.1f} s, RSS after load "
-                f"{engine['rss_after_load_mib']:.0f} MiB",
-            ]
-        )
+        isa = engine.get("info", {}).get("isa")
+        rows.append([name, versions + (f"; isa {isa}" if isa else "")])
     return table(["what", "value"], rows)
 
 
+def verdict(run: dict[str, Any]) -> str:
+    """Whether the times of a run may be quoted; nothing for a result without times."""
+    if run["noise"] is None:
+        return ""
+    if any(result.get("disturbed_used") for result in run.get("results", [])):
+        return "**Other processes disturbed too much: times and ratios are not to be quoted.**"
+    if run["quiet"]:
+        return "The machine was quiet."
+    return "**The machine was not quiet: read the notes at the end.**"
+
+
+def sections_of(run: dict[str, Any]) -> list[Section]:
+    """The tables of a result, by its kind. Raises ValueError for an unknown kind or format."""
+    if run.get("format") != FORMAT:
+        raise ValueError(f"expected a result of format {FORMAT}, got {run.get('format')!r}")
+    from benchmarks import end_to_end_tables, libraries_tables, precision_tables
+
+    kinds: dict[str, Callable[[dict[str, Any]], list[Section]]] = {
+        "end_to_end": end_to_end_tables.sections,
+        "libraries": libraries_tables.sections,
+        "precision": precision_tables.sections,
+    }
+    if run.get("kind") not in kinds:
+        raise ValueError(f"kind: expected one of {', '.join(kinds)}, got {run.get('kind')!r}")
+    return kinds[run["kind"]](run)
+
+
 def render(run: dict[str, Any]) -> str:
-    """The Markdown of one run."""
+    """The Markdown of one result."""
+    parts = []
+    for section in sections_of(run):
+        heading = [f"## {section.heading}"] if section.heading else []
+        parts += [*heading, section.table, *([section.about] if section.about else [])]
     notes = run["noise"]
-    ceiling = run["ceiling_gflops"]
-    if any(result["disturbed_used"] for result in run["results"]):
-        verdict = (
-            "**Other processes disturbed too many samples: times and ratios are not to be quoted.**"
-        )
-    elif run["quiet"]:
-        verdict = "The machine was quiet."
-    else:
-        verdict = "**The machine was not quiet: read the notes at the end.**"
-    listed = "\n".join(f"- {note}" for note in notes)
+    quiet = "There are no times in this report." if notes is None else "Nothing else used the CPUs."
+    listed = "\n".join(f"- {note}" for note in notes or [])
     return Template(_TEMPLATE.read_text()).substitute(
-        cpu_model=f"{run['conditions']['cpu']['model']}, {run['settings']['threads']} threads",
-        machine_verdict=verdict,
-        summary_table=_summary(run),
-        stage_table=_stages(run, ours=True),
-        rival_table=_stages(run, ours=False),
-        ceiling=f"{ceiling:.0f} GFLOP/s" if ceiling else "not measured",
-        conditions_table=_conditions(run),
-        noise_notes=f"Not quiet:\n\n{listed}" if notes else "Nothing else used the CPUs.",
+        title=run["title"],
+        about=" ".join(filter(None, [run["about"], verdict(run)])),
+        sections="\n\n".join(parts),
+        conditions=_conditions(run),
+        noise=f"Not quiet:\n\n{listed}" if notes else quiet,
         command=run["conditions"]["command"],
     )

@@ -43,7 +43,7 @@ def tensor(name: str, center: float, amp: float, shape: tuple[int, ...]) -> torc
 
 def make_weights(case: Case, raw: dict[str, Any], out: Path) -> dict[str, torch.Tensor]:
     """The generated weights of the case's group, after writing (or checking) its manifest."""
-    manifest = capture.manifest_of(build.make_policy(raw, case.vlm, "mixed"))
+    manifest = capture.manifest_of(build.make_policy(raw, case.vlm, "bfloat16"))
     path = out / f"weights_{case.group}.json"
     text = json.dumps(manifest, indent=0, separators=(",", ":")) + "\n"
     if path.exists() and path.read_text() != text:

@@ -1,4 +1,4 @@
-"""Build LeRobot's SmolVLAPolicy from a checkpoint folder, in float32 or as shipped (mixed)."""
+"""Build LeRobot's SmolVLAPolicy from a checkpoint folder, in float32 or as shipped (bfloat16)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transformers.modeling_utils import no_init_weights  # noqa: E402
 
 stubs.fix_position_ids()
 
-PRECISIONS = ("float32", "mixed")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def make_config(raw: dict[str, Any]) -> SmolVLAConfig:
@@ -61,8 +61,9 @@ def make_policy(raw: dict[str, Any], sizes: dict[str, Any], precision: str) -> S
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {PRECISIONS}, got {precision!r}")
     stubs.use_vlm_config(sizes)
-    # "mixed" is how smolvla_base and its fine-tunes are built; float32 widens every weight.
-    config = make_config({**raw, "load_vlm_weights": precision == "mixed"})
+    # load_vlm_weights=True is how smolvla_base and its fine-tunes are built: bfloat16 but for the
+    # heads and the cross layers' K and V. float32 widens every weight.
+    config = make_config({**raw, "load_vlm_weights": precision == "bfloat16"})
     with no_init_weights():
         policy = SmolVLAPolicy(config)
     return policy.float() if precision == "float32" else policy
@@ -82,6 +83,16 @@ def load_policy(folder: Path, precision: str) -> SmolVLAPolicy:
     return policy
 
 
+def use_cameras(policy: SmolVLAPolicy, count: int) -> list[str]:
+    """Give the policy exactly `count` cameras, whatever its checkpoint names; -> their keys."""
+    features = policy.config.input_features
+    for key in [k for k, spec in features.items() if spec.type == FeatureType.VISUAL]:
+        del features[key]
+    names = [f"observation.images.camera{i + 1}" for i in range(count)]
+    features.update({name: PolicyFeature(FeatureType.VISUAL, (3, 512, 512)) for name in names})
+    return names
+
+
 def versions() -> dict[str, str]:
     import importlib.metadata as metadata
 
@@ -89,4 +100,12 @@ def versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-__all__ = ["PRECISIONS", "load_policy", "make_config", "make_policy", "torch", "versions"]
+__all__ = [
+    "PRECISIONS",
+    "load_policy",
+    "make_config",
+    "make_policy",
+    "torch",
+    "use_cameras",
+    "versions",
+]

@@ -1,12 +1,14 @@
 """LeRobot as a benchmark worker: JSON lines on stdin, JSON lines on stdout.
 
-    .venv/bin/python worker.py --checkpoint FOLDER --threads 2 --precision float32|mixed
+    .venv/bin/python worker.py --checkpoint FOLDER --threads 2 --precision float32|bfloat16
 
 Sends {"ready": {...}} once the policy is loaded, then answers one line per request:
     {"cmd": "inputs", "path": FILE.npz}                    the arrays that both sides are given
-    {"cmd": "run", "cameras": n, "language": "max_length"|"longest"}   one timed chunk
+    {"cmd": "prepare", "cameras": n, "language": "max_length"|"longest"}   compile, warm up
+    {"cmd": "run", "cameras": n, "language": "max_length"|"longest"}       one timed chunk
     {"cmd": "stop"}
-Between requests it blocks in read(); OpenMP's threads sleep after a few milliseconds.
+With --compile the policy is compiled for every (cameras, language) that is prepared. Between
+requests it blocks in read(); OpenMP's threads sleep after a few milliseconds.
 """
 
 from __future__ import annotations
@@ -68,10 +70,11 @@ class Stages:
 class Rival:
     """LeRobot's policy and the inputs that it is asked to run."""
 
-    def __init__(self, policy: Any, torch: Any) -> None:
+    def __init__(self, policy: Any, build: Any, compiled: bool) -> None:
         self.policy = policy
-        self.torch = torch
-        self.stages = Stages(policy.model)
+        self.build = build
+        # A clock inside the graph would break it, so a compiled policy has no stages.
+        self.stages = None if compiled else Stages(policy.model)
         self.arrays: dict[str, Any] = {}
 
     def inputs(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -81,24 +84,21 @@ class Rival:
             self.arrays = {name: archive[name] for name in archive.files}
         return {"ok": True}
 
-    def _configure(self, cameras: int) -> list[str]:
-        """Give the policy exactly `cameras` cameras, whatever its checkpoint names."""
-        features = self.policy.config.input_features
-        kind = type(features["observation.state"])
-        visual = next(spec.type for spec in features.values() if spec.type.value == "VISUAL")
-        names = [f"observation.images.camera{i + 1}" for i in range(cameras)]
-        for key in [k for k, spec in features.items() if spec.type == visual]:
-            del features[key]
-        for name in names:
-            features[name] = kind(visual, (3, 512, 512))
-        return names
+    def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The first calls of a case, which compile what is to be compiled."""
+        start = time.perf_counter()
+        self.run(request)
+        self.run(request)  # kernels chosen while compiling are loaded and warm
+        answer = {"seconds": time.perf_counter() - start, "peak_rss_mib": memory_mib("VmHWM")}
+        reset_peak()  # what compiling needed is not what running needs
+        return answer
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
         """One chunk from uint8 frames to normalised actions; the timer covers all of it."""
-        torch = self.torch
+        torch = self.build.torch
         from lerobot.policies.utils import prepare_observation_for_inference
 
-        names = self._configure(request["cameras"])
+        names = self.build.use_cameras(self.policy, request["cameras"])
         tokens, valid = self.arrays["tokens"], int(self.arrays["valid_tokens"])
         slots = len(tokens) if request["language"] == "max_length" else valid
         mask = torch.zeros(1, slots, dtype=torch.bool)
@@ -108,7 +108,8 @@ class Rival:
             name: self.arrays[f"frame{index}"] for index, name in enumerate(names)
         }
         observation["observation.state"] = self.arrays["state"]
-        self.stages.ms.clear()
+        if self.stages:
+            self.stages.ms.clear()
         start = time.perf_counter()
         batch = prepare_observation_for_inference(observation, torch.device("cpu"))
         batch[TOKENS] = torch.from_numpy(tokens[:slots])[None]
@@ -117,7 +118,7 @@ class Rival:
         total = (time.perf_counter() - start) * 1e3
         return {
             "ms": total,
-            "stages": self.stages.report(total),
+            "stages": self.stages.report(total) if self.stages else {},
             "actions": actions[0].float().tolist(),
             "peak_rss_mib": memory_mib("VmHWM"),
         }
@@ -127,7 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--precision", choices=("float32", "mixed"), default="float32")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, max-autotune")
     arguments = parser.parse_args()
     channel = open_channel()
     # OMP_WAIT_POLICY stays unset: libgomp then spins for a few milliseconds after a parallel
@@ -138,10 +140,13 @@ def main() -> None:
 
     build.torch.set_num_threads(arguments.threads)
     policy = build.load_policy(arguments.checkpoint, arguments.precision)
+    if arguments.compile:
+        from compiled import compile_policy
+
+        compile_policy(policy)
     load_seconds = time.perf_counter() - start
     peak_load = memory_mib("VmHWM")
     ready = {
-        "name": "lerobot",
         "versions": build.versions(),
         "precision": arguments.precision,
         "threads": build.torch.get_num_threads(),
@@ -150,8 +155,9 @@ def main() -> None:
         "peak_rss_load_mib": peak_load,
         "peak_is_of_inference_only": reset_peak(),
     }
-    rival = Rival(policy, build.torch)
-    serve(channel, ready, {"inputs": rival.inputs, "run": rival.run})
+    rival = Rival(policy, build, arguments.compile)
+    handlers = {"inputs": rival.inputs, "prepare": rival.prepare, "run": rival.run}
+    serve(channel, ready, handlers)
 
 
 if __name__ == "__main__":

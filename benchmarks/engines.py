@@ -1,0 +1,165 @@
+"""The engines that an end-to-end run compares, and the checkpoints and bundles that they load.
+
+Like is compared with like: our float32 with LeRobot's float32, our bfloat16 with LeRobot's
+bfloat16, eager and compiled. What is synthetic is made on first use, by the product's own code,
+and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Worker, WorkerError, log
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = ROOT / "benchmarks" / "workers" / "ours.py"
+LEROBOT = ROOT / "benchmarks" / "rivals" / "lerobot"
+CONFIGS = ("base", "libero", "tiny")  # sizes of smolvla_edge.synthetic; base is its "full"
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One side of a comparison: `kind` is "ours", "lerobot" or "compiled" (LeRobot, compiled)."""
+
+    kind: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        product = "smolvla-edge" if self.kind == "ours" else "lerobot"
+        return f"{product} {self.precision}" + (" compiled" if self.kind == "compiled" else "")
+
+    @property
+    def is_ours(self) -> bool:
+        return self.kind == "ours"
+
+
+# What every engine's actions are compared with, when it is in the run.
+REFERENCE = Engine("lerobot", "float32")
+
+
+def choose_engines(
+    precisions: list[str], rival: bool, compiled: list[str], ours: bool = True
+) -> list[Engine]:
+    """Ours first, then the eager rivals, then the compiled ones."""
+    engines = [Engine("ours", p) for p in precisions] if ours else []
+    if rival:
+        engines += [Engine("lerobot", p) for p in precisions]
+        engines += [Engine("compiled", p) for p in compiled]
+    return engines
+
+
+def rivals_of(engine: Engine, engines: list[Engine]) -> list[Engine]:
+    """The engines that ours is to be compared with: the same precision, eager and compiled."""
+    return [e for e in engines if not e.is_ours and e.precision == engine.precision]
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smolvla-edge"
+
+
+def default_checkpoint(config: str, cameras: int) -> Path:
+    """The synthetic checkpoint of a configuration, made on first use."""
+    from smolvla_edge.synthetic import make_checkpoint
+
+    folder = cache_folder() / f"benchmark-{config}-{cameras}-cameras"
+    if not (folder / "config.json").is_file():
+        log(f"making the synthetic checkpoint {folder}")
+        names = [f"observation.images.camera{i + 1}" for i in range(cameras)]
+        make_checkpoint(folder, "full" if config == "base" else config, cameras=names)
+    return folder
+
+
+def bundle_of(checkpoint: Path, precision: str) -> Path:
+    """The bundle of a checkpoint in one precision: `smolvla-edge convert`, kept in the cache.
+
+    A bundle that this build cannot read, or that is older than its checkpoint, is made again.
+    """
+    from smolvla_edge.bundle import read_bundle
+    from smolvla_edge.errors import SmolVLAEdgeError
+
+    name = str(checkpoint.resolve()).strip("/").replace("/", "-")[-80:]
+    bundle = cache_folder() / "benchmark-bundles" / f"{name}-{precision}"
+    if (bundle / "bundle.json").is_file():
+        fresh = (checkpoint / "config.json").stat().st_mtime <= bundle.stat().st_mtime
+        try:
+            if fresh:
+                read_bundle(bundle)
+                return bundle
+        except SmolVLAEdgeError as error:
+            log(f"making {bundle} again: {error}")
+    convert(checkpoint, bundle, precision)
+    return bundle
+
+
+def convert(checkpoint: Path, bundle: Path, precision: str, *options: str) -> None:
+    """`smolvla-edge convert`, in a process of its own. Raises WorkerError with its message."""
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    program = "from smolvla_edge.cli import main; main()"
+    command = [sys.executable, "-c", program, "convert"]
+    command += [str(checkpoint.resolve()), str(bundle.resolve())]
+    command += ["--allow-unnormalized", "--force", *options]
+    if precision != "float32":
+        command += ["--dtype", precision]
+    log(f"converting to {bundle}")
+    # Not from the source tree: an installed package is not to be hidden by it.
+    where = bundle.parent
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError(f"smolvla-edge convert ({precision}): {done.stderr.strip()[-2000:]}")
+
+
+def command_of(
+    engine: Engine, checkpoint: Path, threads: int, backend: str
+) -> tuple[list[str], dict[str, str]]:
+    """The worker's command line and what it needs in its environment."""
+    if engine.is_ours:
+        path = bundle_of(checkpoint, engine.precision)
+        command = [sys.executable, str(OURS), "--path", str(path)]
+        command += ["--precision", engine.precision, "--backend", backend]
+        return [*command, "--threads", str(threads)], {}
+    python = LEROBOT / ".venv" / "bin" / "python"
+    if not python.is_file():
+        raise WorkerError(
+            f"the rival's environment is missing; run {LEROBOT}/install.sh or use --no-rival"
+        )
+    command = [str(python), str(LEROBOT / "worker.py"), "--checkpoint", str(checkpoint)]
+    command += ["--threads", str(threads), "--precision", engine.precision]
+    if engine.kind != "compiled":
+        return command, {}
+    # Compiled graphs are kept from run to run; what was compiled is looked up, not timed.
+    kept = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder() / "inductor")}
+    return [*command, "--compile"], kept
+
+
+def start_workers(
+    engines: list[Engine], checkpoint: Path, threads: int, backend: str
+) -> dict[str, Worker]:
+    """One process an engine, started one after the other: loading is timed too."""
+    workers: dict[str, Worker] = {}
+    try:
+        for engine in engines:
+            command, environment = command_of(engine, checkpoint, threads, backend)
+            log(f"starting {engine.name}")
+            workers[engine.name] = Worker(engine.name, command, ROOT, environment=environment)
+    except BaseException:
+        for worker in workers.values():
+            worker.close()
+        raise
+    return workers
+
+
+def describe_checkpoint(checkpoint: Path) -> tuple[Any, str]:
+    """(ModelConfig, a sentence on the weights)."""
+    from smolvla_edge.checkpoint import read_checkpoint
+
+    source = read_checkpoint(checkpoint, allow_unnormalized=True)
+    live = sum(entry.nbytes for entry in source.tensors.values()) / 1e6
+    counts = ", ".join(f"{n} {dtype}" for dtype, n in sorted(source.dtype_counts.items()))
+    return source.model, f"{checkpoint.name}: {live:.0f} MB of live tensors, {counts}"
