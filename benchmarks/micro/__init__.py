@@ -1,0 +1,1 @@
+"""Microbenchmarks of single kernels: see benchmarks/README.md."""
