@@ -5,13 +5,14 @@
 #   make demo      photographs in, actions out                  about 5 minutes the first time
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
+#   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
 #   make lint      style and types
 #   make clean     remove the environments and the build
 
 PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-BENCH_ARGS ?= --cameras 1 2
+BENCH_ARGS ?=
 .DEFAULT_GOAL := help
 
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE $(shell find smolvla_edge csrc \
@@ -21,7 +22,7 @@ PIP = bin/python -m pip --disable-pip-version-check --quiet
 # incremental and needs no network.
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 
-.PHONY: help demo test test-cpp bench lint clean prerequisites
+.PHONY: help demo test test-cpp bench bench-ops bench-micro bench-precision lint clean prerequisites
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -80,22 +81,32 @@ test-cpp: .venv-test/installed.stamp
 # --- bench: editable, so that benchmarks/ finds the package from this directory -------------------
 .venv-bench/installed.stamp: .venv-bench/venv.stamp $(SOURCES)
 	@echo 'installing smolvla-edge into .venv-bench (compiles the C++ core) ...'
-	.venv-bench/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
+	.venv-bench/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) pytest pytest-benchmark
 	PATH="$(CURDIR)/.venv-bench/bin:$$PATH" .venv-bench/$(PIP) install --no-build-isolation \
 		--constraint constraints.txt --editable .
 	@touch $@
 
-# LeRobot has an environment of its own (it needs torch and transformers). Without it:
+# The rivals have environments of their own (torch, transformers, ONNX Runtime). Without LeRobot:
 # make bench BENCH_ARGS=--no-rival
-RIVAL := $(if $(findstring --no-rival,$(BENCH_ARGS)),,benchmarks/rivals/lerobot/.venv/venv.stamp)
+RIVALS := benchmarks/rivals
+LEROBOT := $(if $(findstring --no-rival,$(BENCH_ARGS)),,$(RIVALS)/lerobot/.venv/venv.stamp)
 
-benchmarks/rivals/lerobot/.venv/venv.stamp: benchmarks/rivals/lerobot/requirements.txt
-	@echo 'installing LeRobot into benchmarks/rivals/lerobot/.venv ...'
-	benchmarks/rivals/lerobot/install.sh $(PYTHON)
+$(RIVALS)/%/.venv/venv.stamp: $(RIVALS)/%/requirements.txt $(RIVALS)/%/install.sh
+	@echo 'installing into $(@D) ...'
+	$(RIVALS)/$*/install.sh $(PYTHON)
 	@touch $@
 
-bench: .venv-bench/installed.stamp $(RIVAL)
+bench: .venv-bench/installed.stamp $(LEROBOT)
 	.venv-bench/bin/python -m benchmarks.end_to_end $(BENCH_ARGS)
+
+bench-ops: .venv-bench/installed.stamp $(RIVALS)/libraries/.venv/venv.stamp
+	.venv-bench/bin/python -m benchmarks.libraries $(BENCH_ARGS)
+
+bench-micro: .venv-bench/installed.stamp
+	.venv-bench/bin/python -m pytest benchmarks/micro $(or $(BENCH_ARGS),--benchmark-autosave)
+
+bench-precision: .venv-bench/installed.stamp $(LEROBOT)
+	.venv-bench/bin/python -m benchmarks.precision $(BENCH_ARGS)
 
 # --- lint -------------------------------------------------------------------------------------------
 .venv-lint/installed.stamp: .venv-lint/venv.stamp
