@@ -55,7 +55,8 @@ def doctor(
       smolvla-edge doctor --json > doctor.json     to send with a report
 
     \b
-    Exit code 0, or 1 when a line fails. Nothing is changed, sent or downloaded (a Hub id is).
+    Exit code 0, or 1 when a line fails. Nothing is changed or sent; nothing is downloaded
+    but a policy that is named by its Hub id.
     Read next: smolvla-edge inspect --help, docs/limits.md
     """
     from smolvla_edge.doctor import examine

@@ -77,6 +77,10 @@ def _torch(job: dict[str, Any], source: Any) -> tuple[dict[str, Any], dict[str, 
     facts = _torch_facts()
     from smolvla_edge.backends.torch import TorchBackend
 
+    if job["device"] == "cuda":  # cuDNN rounds a convolution's operands to 10 bits by default
+        import torch
+
+        torch.backends.cudnn.allow_tf32 = False
     parts = (source.model, source.tensors, source.contract)
     engine = TorchBackend(*parts, device=job["device"], threads=job["threads"])
     return {"float32": engine}, facts

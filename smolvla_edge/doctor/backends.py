@@ -23,8 +23,13 @@ from smolvla_edge.doctor.process import Outcome, run
 
 TOLERANCE = 2e-5  # of the largest action, as in `verify`
 _SECONDS = 120.0  # the first import of torch on a board's card takes tens of seconds
-_CHILD = "import sys, json; sys.path[:] = json.loads(sys.argv.pop()); " \
-    "from smolvla_edge.doctor.backend_run import main; main()"  # fmt: skip
+# Our own path, before anything but the built-in sys is imported: the child must find what we found,
+# and no json.py of the working directory.
+_CHILD = """import sys
+sys.path[:] = sys.argv.pop().split(chr(0x1F))
+from smolvla_edge.doctor.backend_run import main
+main()"""
+_SEPARATOR = chr(0x1F)  # in no path that anybody uses
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def _run_one(name: str, checkpoint: Path, folder: Path, threads: int | None) -> 
     if not forced:
         for variable in FORCING:
             environment.pop(variable, None)
-    command = [sys.executable, "-c", _CHILD, json.dumps(job), json.dumps(sys.path)]
+    command = [sys.executable, "-c", _CHILD, json.dumps(job), _SEPARATOR.join(sys.path)]
     outcome = run(command, seconds=_SECONDS, environment=environment)
     return _collect(name, backend, folder, outcome)
 

@@ -19,8 +19,8 @@ _FEATURES = (
     *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
 )
 
-# What one instruction of a kernel set does, best first. (The table does not rank sets: each has only
-# the operations that it improves.) Of a set that is not here nothing is claimed.
+# What one instruction of a kernel set does, best first. (The core's table does not rank the sets: a
+# set has only the operations that it improves.) Of a set that is not here nothing is claimed.
 _GIVES = {
     "avx512_bf16": "16 multiply-adds an instruction, 32 in bfloat16",
     "avx512": "16 multiply-adds an instruction",

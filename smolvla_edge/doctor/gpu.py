@@ -36,7 +36,7 @@ class GpuFacts:
 
 
 def read_gpu(tree: Tree, run: Run) -> GpuFacts:
-    probed = run([sys.executable, str(Path(__file__).with_name("cuda_probe.py"))])
+    probed = run([sys.executable, "-I", str(Path(__file__).with_name("cuda_probe.py"))])
     try:
         found = json.loads(probed.out) if not probed.problem else {}
     except ValueError:

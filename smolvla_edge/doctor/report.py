@@ -180,7 +180,7 @@ def _need(opened: policy.Opened | None, core: Any, used: int) -> Need | None:
         return None
     if opened is None:
         return reference_need(core, used)
-    return model_need(opened.path.name, opened.model, opened.tensors, core, used)
+    return model_need(opened.path.resolve().name, opened.model, opened.tensors, core, used)
 
 
 def _memory(tree: Tree, limits: Limits, need: Need) -> list[Finding]:

@@ -164,6 +164,12 @@ class TestRunning:
         (result,) = run_all(["torch"], None, lambda *_: None)
         assert not result.actions and words in result.problem
 
+    def test_a_module_of_the_working_directory_is_not_imported(self, monkeypatch, tmp_path):
+        (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
+        monkeypatch.chdir(tmp_path)
+        (result,) = run_all(["native scalar"], 1, lambda *_: None)
+        assert result.problem == ""
+
     def test_the_child_finds_the_package_where_we_did(self, monkeypatch, tmp_path):
         """Its sys.path is ours, not what its own start would make of it."""
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
