@@ -57,7 +57,9 @@ std::vector<TimedRecord> TimedBackend::take(size_t* overwritten) {
     return std::exchange(records_, {});
 }
 
-void TimedBackend::put(const TimedRecord& record) { records_[count_++ % capacity_] = record; }
+void TimedBackend::put(const TimedRecord& record) {
+    if (recording()) records_[count_++ % capacity_] = record;  // a stage may outlive the recording
+}
 
 template <class Body>
 void TimedBackend::timed(TimedRecord record, const Body& body) {

@@ -172,6 +172,12 @@ int main() {
     const std::vector<TimedRecord> staged = ops.take(&overwritten);
     CHECK(staged.size() == 2 && staged[1].stage && staged[1].index == 3);
     CHECK(staged[1].start_ns <= staged[0].start_ns && staged[0].end_ns <= staged[1].end_ns);
+    ops.start(5);
+    {
+        const TimedBackend::Stage outer(ops, "flow");
+        CHECK(ops.take(&overwritten).empty());
+    }
+    CHECK(ops.take(&overwritten).empty() && overwritten == 0);  // its end wrote nowhere
     CHECK_THROWS(ops.start(0), input);
     CHECK_THROWS(ops.start(size_t{1} << 40), input);
     return report("timed");
