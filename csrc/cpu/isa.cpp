@@ -35,6 +35,8 @@ const IsaRow kRows[] = {
     {"avx2", "avx2, fma", [](const CpuFeatures& f) { return f.avx2 && f.fma; }, &avx2::kernels},
     {"scalar", "fma", [](const CpuFeatures& f) { return f.fma; }, &scalar_fma::kernels},
 #elif defined(__aarch64__)
+    {"neon_bf16", "asimd, bf16", [](const CpuFeatures& f) { return f.asimd && f.bf16; },
+     &neon_bf16::kernels},
     {"neon", "asimd", [](const CpuFeatures& f) { return f.asimd; }, &neon::kernels},
 #endif
     {"scalar", "nothing", [](const CpuFeatures&) { return true; }, &scalar::kernels},

@@ -28,6 +28,9 @@ extern const Kernels kernels;
 namespace neon {
 extern const Kernels kernels;
 }
+namespace neon_bf16 {
+extern const Kernels kernels;
+}
 #endif
 
 struct CpuFeatures {

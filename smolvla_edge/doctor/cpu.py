@@ -25,6 +25,7 @@ _GIVES = {
     "avx512_bf16": "16 multiply-adds an instruction, 32 in bfloat16",
     "avx512": "16 multiply-adds an instruction",
     "avx2": "8 multiply-adds an instruction",
+    "neon_bf16": "4 multiply-adds an instruction, in bfloat16 without widening",
     "neon": "4 multiply-adds an instruction",
     "scalar": "plain C++",
 }

@@ -6,6 +6,9 @@ struct F32x16 {
 
     static F32x16 zero() { return broadcast(0.0f); }
     static F32x16 broadcast(float x) {
+        // In a register first: FMLA can take one element of it, whereas a load that spreads its
+        // value (LD1R) takes a slot of the pipes that multiply.
+        __asm__("" : "+w"(x));
         const float32x4_t v = vdupq_n_f32(x);
         return {{v, v, v, v}};
     }
