@@ -1,4 +1,6 @@
 // The CPU backend: cuts each operation into items for the thread pool and calls the chosen kernels.
+#include "cpu/backend.h"
+
 #include <algorithm>
 #include <cstring>
 
@@ -54,11 +56,11 @@ TileActivation tile_activation(Activation a, bool gated) {
 
 class CpuBackend final : public Backend {
 public:
-    CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const std::string& isa,
+    CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const Kernels& kernels,
                Compute compute)
         : weights_(weight_bytes),
           buffers_(buffer_bytes),
-          kernels_(choose_kernels(isa)),
+          kernels_(kernels),
           compute_(compute),
           operands_(compute == Compute::float32      ? Storage::f32
                     : kernels_.gemm_words != nullptr ? Storage::bf16
@@ -378,11 +380,18 @@ private:
 };
 
 }  // namespace
+
+std::unique_ptr<Backend> make_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
+                                      const Kernels& kernels, Compute compute) {
+    return std::make_unique<CpuBackend>(weight_bytes, buffer_bytes, threads, kernels, compute);
+}
+
 }  // namespace cpu
 
 std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
                                           const std::string& isa, Compute compute) {
-    return std::make_unique<cpu::CpuBackend>(weight_bytes, buffer_bytes, threads, isa, compute);
+    return cpu::make_backend(weight_bytes, buffer_bytes, threads, cpu::choose_kernels(isa),
+                             compute);
 }
 
 }  // namespace smolvla

@@ -1,0 +1,122 @@
+// Backend::store_kv and attention: softmax(q k^T / sqrt(head_dim)) v over the first lengths[r]
+// keys.
+#include <algorithm>
+
+#include "operations.h"
+
+namespace smolvla {
+namespace {
+
+enum class Mask { all, causal, ragged };
+
+struct Case {
+    int rows, keys, heads, kv_heads, dim;
+    Mask mask;
+    Compute compute;
+    Storage out;
+
+    std::string name() const {
+        char text[160];
+        std::snprintf(text, sizeof text,
+                      "attention %d x %d, %d heads on %d of %d, mask %d, storage %d", rows, keys,
+                      heads, kv_heads, dim, int(mask), int(out));
+        return text;
+    }
+};
+
+int length_of(const Case& c, int row) {
+    if (c.mask == Mask::all) return c.keys;
+    if (c.mask == Mask::causal) return std::clamp(c.keys - c.rows + row + 1, 1, c.keys);
+    return row * 7 % c.keys + 1;
+}
+
+// A score is off by `moved`, so a weight by twice that, relatively. In bfloat16 a weight is rounded
+// once and its exponential is the coarse one; the sum of weights is that of the unrounded ones.
+std::vector<Bound> expected(const Case& c, const Mat& q, const Mat& k, const Mat& v) {
+    const bool rounds = c.compute == Compute::bfloat16;
+    const auto operand = [&](float x) { return double(rounds ? to_bf16(x) : x); };
+    std::vector<Bound> bounds(size_t(c.rows) * q.cols, {NAN, 0});
+    const double scale = 1 / std::sqrt(double(c.dim));
+    std::vector<double> p(static_cast<size_t>(c.keys));
+    for (int r = 0; r < c.rows; ++r) {
+        if (c.rows > 16 && r > 2 && r < c.rows - 2 && r % 37 != 0) continue;
+        for (int h = 0; h < c.heads; ++h) {
+            const int length = length_of(c, r), kv_at = h / (c.heads / c.kv_heads) * c.dim;
+            double top = -INFINITY, moved = 0, spread = 0, total = 0;
+            for (int key = 0; key < length; ++key) {
+                double sum = 0, size = 0;
+                for (int d = 0; d < c.dim; ++d) {
+                    const double product =
+                        operand(q.row(r)[h * c.dim + d]) * operand(k.row(key)[kv_at + d]);
+                    sum += product;
+                    size += std::fabs(product);
+                }
+                p[size_t(key)] = sum;
+                moved = std::max(moved, dot(sum, size, c.dim).allowed);
+                top = std::max(top, sum);
+                spread = std::max(spread, std::fabs(sum));
+            }
+            for (int key = 0; key < length; ++key) {
+                p[size_t(key)] = std::exp((p[size_t(key)] - top) * scale);
+                total += p[size_t(key)];
+            }
+            // The difference to the largest score and its product with the scale round too.
+            moved = (moved + 4 * kEps * spread) * scale;
+            const double weights = rounds ? 2 * kCoarseExp + kEpsBf16 : 32 * kEps;
+            const double sums = (c.keys / 16 + std::min(c.keys, 256) + 16) * kEps;
+            for (int d = 0; d < c.dim; ++d) {
+                double value = 0, size = 0;
+                for (int key = 0; key < length; ++key) {
+                    const double product = p[size_t(key)] / total * operand(v.row(key)[kv_at + d]);
+                    value += product;
+                    size += std::fabs(product);
+                }
+                const Bound b{value, (2 * moved + weights + sums) * 1.01 * size};
+                bounds[size_t(r) * q.cols + h * c.dim + d] = b.stored(c.out);
+            }
+        }
+    }
+    return bounds;
+}
+
+void check(Judge& judge, const Case& c) {
+    const LooseMat q(c.rows, c.heads * c.dim, 1u), k(c.keys, c.kv_heads * c.dim, 2u),
+        v(c.keys, c.kv_heads * c.dim, 3u);
+    std::vector<int> lengths;
+    for (int r = 0; r < c.rows; ++r) lengths.push_back(length_of(c, r));
+    judge.run(c.name(), c.compute, expected(c, q.mat, k.mat, v.mat), [&](Backend& b) {
+        KvStore* kv = b.make_kv(c.kv_heads, c.dim, c.keys + 5);
+        // In two goes, as the expert does, and cut at an odd position, which halves a pair.
+        const int cut = c.keys / 3 | 1, rest = c.keys - cut;
+        b.store_kv(k.mat.top(std::min(cut, c.keys)), v.mat.top(std::min(cut, c.keys)), kv, 0);
+        if (rest > 0) b.store_kv(k.mat.below(cut, rest), v.mat.below(cut, rest), kv, cut);
+        LooseMat out(c.rows, c.heads * c.dim, c.out);
+        b.attention(q.mat, kv, {c.heads, c.kv_heads, c.dim, lengths.data()}, out.mat);
+        judge.require(out.margins_untouched(), c.name() + ": writes beside its result");
+        return out.values();
+    });
+}
+
+// Heads of an odd size cannot be written in pairs.
+void check_storages(Judge& judge, int rows, int keys, int heads, int kv_heads, int dim, Mask mask) {
+    check(judge, {rows, keys, heads, kv_heads, dim, mask, Compute::float32, Storage::f32});
+    check(judge, {rows, keys, heads, kv_heads, dim, mask, Compute::bfloat16,
+                  dim % 2 == 0 ? Storage::bf16 : Storage::rounded});
+}
+
+}  // namespace
+
+void check_attention(Judge& judge) {
+    for (int rows : kRows) {
+        if (judge.few && rows != 7) continue;
+        check_storages(judge, rows, 37, 2, 1, 8, Mask::ragged);
+        if (rows < 1024) check_storages(judge, rows, 75, 3, 1, 33, Mask::causal);
+    }
+    check_storages(judge, 3, 300, 2, 2, 7, Mask::all);  // a chain of weights and a part of one
+    if (judge.few) return;
+    check_storages(judge, 64, 1024, 2, 2, 64, Mask::all);    // vision
+    check_storages(judge, 113, 113, 3, 1, 64, Mask::all);    // prefix
+    check_storages(judge, 50, 163, 6, 2, 64, Mask::causal);  // expert
+}
+
+}  // namespace smolvla
