@@ -74,7 +74,8 @@ test: .venv-test/installed.stamp test-cpp
 
 test-cpp: .venv-test/installed.stamp
 	.venv-test/bin/cmake -S . -B build/cpp-tests -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
-		-DSMOLVLA_SANITIZE=ON -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" >/dev/null
+		-DSMOLVLA_SANITIZE=ON -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" \
+		-DSMOLVLA_EXPECT_ISAS="$$(.venv-test/bin/python tests/unit/expected_isas.py)" >/dev/null
 	.venv-test/bin/cmake --build build/cpp-tests
 	.venv-test/bin/ctest --test-dir build/cpp-tests --output-on-failure
 

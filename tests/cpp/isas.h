@@ -14,10 +14,10 @@
 // that should have an ISA and does not fails here, where it would otherwise test less in silence.
 inline std::vector<std::string> runnable_isas() {
     using namespace smolvla::cpu;
-    std::vector<std::string> isas;
+    std::vector<std::string> isas = {"scalar"};
     for (const KernelRow& row : kernel_table(choose_kernels("scalar")))
         if (row.supported && std::find(isas.begin(), isas.end(), row.isa) == isas.end())
-            isas.insert(isas.begin(), row.isa);  // the table is best first
+            isas.push_back(row.isa);
     std::printf("instruction sets:");
     for (const std::string& isa : isas) std::printf(" %s", isa.c_str());
     const char* list = std::getenv("SMOLVLA_EXPECT_ISAS");
