@@ -53,7 +53,7 @@ void gemm_half(const float* x, ptrdiff_t ldx, const char* row, int depth, int ha
             row += Panel::kRowBytes;
             if (ahead) {
                 __builtin_prefetch(ahead, 0, 2);
-                if (Panel::kRowBytes > 64) __builtin_prefetch(ahead + 64, 0, 2);
+                if (Panel::kRowBytes * VECTORS > 128) __builtin_prefetch(ahead + 64, 0, 2);
                 ahead += Panel::kRowBytes;
             }
 #pragma GCC unroll 16
@@ -78,9 +78,13 @@ void gemm_half(const float* x, ptrdiff_t ldx, const char* row, int depth, int ha
 template <int ROWS, int VECTORS, class Panel>
 void gemm_tile(const float* x, ptrdiff_t ldx, const void* panel, int depth, float* out,
                ptrdiff_t ldo, const void* next) {
-    for (int half = 0; half < 2; half += VECTORS)
+    // Each half fetches its own cache lines of the next panel; a row of bfloat16 is one line.
+    const char* ahead = static_cast<const char*>(next);
+    for (int half = 0; half < 2; half += VECTORS) {
         gemm_half<ROWS, VECTORS, Panel>(x, ldx, static_cast<const char*>(panel), depth, half, out,
-                                        ldo, half == 0 ? static_cast<const char*>(next) : nullptr);
+                                        ldo, ahead);
+        if (ahead) ahead = Panel::kRowBytes > 64 ? ahead + 64 : nullptr;
+    }
 }
 
 // ---- exponential and activations ---------------------------------------------------------------
