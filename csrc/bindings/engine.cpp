@@ -3,8 +3,6 @@
 
 #include <pybind11/stl.h>
 
-#include <chrono>
-
 #include "bindings/gil.h"
 #include "bindings/made.h"
 #include "model/engine.h"
@@ -353,22 +351,6 @@ py::dict take_records(BoundEngine& e) {
     return result;
 }
 
-// Microseconds that an empty parallel region costs: what every operation on `threads` pays to start
-// the others and wait for them.
-double region_us(int threads, int repeats) {
-    if (threads < 1 || threads > kMaxThreads || repeats < 1)
-        fail(ErrorKind::input, "expected 1 to %d threads and 1 repeat or more, got %d and %d",
-             kMaxThreads, threads, repeats);
-    GilRelease release;
-    ThreadPool pool(threads);
-    const auto empty = [&] { pool.run(threads, [](int, int) {}); };
-    for (int i = 0; i < 100; ++i) empty();  // the threads start up
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < repeats; ++i) empty();
-    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
-    return took.count() / repeats;
-}
-
 }  // namespace
 
 Frame frame_of(const py::object& frame, const char* name) {
@@ -412,7 +394,6 @@ void bind_engine(py::module_& m) {
         .def("info", &info)
         .def("start_recording", &start_recording, arg("capacity"))
         .def("take_records", &take_records);
-    m.def("region_us", &region_us, arg("threads"), arg("repeats") = 2000);
 }
 
 }  // namespace smolvla::bindings

@@ -117,7 +117,10 @@ def _write(target: Path, text: str) -> None:
 
 def _facts(measured: Profile) -> dict[str, str]:
     """Lines about what was measured."""
+    from smolvla_edge.profile.page import threads_in_words
+
     provenance = measured.provenance
+    threads = threads_in_words(measured.ceiling.threads)
     walls = sorted(call.duration / 1e6 for call in measured.calls)
     precision = "; ".join(
         f"{part} {' + '.join(f'{count} {dtype}' for dtype, count in counts.items())}"
@@ -128,28 +131,17 @@ def _facts(measured: Profile) -> dict[str, str]:
         f"({walls[0]:.2f} to {walls[-1]:.2f} ms)",
         "without recording": f"{statistics.median(measured.plain_ns) / 1e6:.2f} ms (median of as "
         f"many, in turn): recording {measured.overhead:+.1%}",
-        "CPU time": f"{measured.busy:.0%} of what {provenance['threads']} threads can use; much "
-        "less than 100% means that others used the CPUs too",
-        "kernels": f"{provenance['isa']}, {provenance['threads']} threads, arithmetic of bfloat16 "
-        f"weights: {provenance['compute']}",
+        "CPU time": f"{measured.busy:.0%} of what {threads} can use; much less than 100% means "
+        "that others used the CPUs too",
+        "kernels": f"{provenance['isa']}, {threads}, arithmetic of bfloat16 weights: "
+        f"{provenance['compute']}",
         "weights": precision,
         "ceiling": ", ".join(
             f"{name} {rate:.0f} GFLOP/s" for name, rate in measured.ceiling.gflops.items()
         ),
-        "parallel regions": _regions(measured),
         "cameras": ", ".join(provenance["cameras"]),
         "source": str(provenance["source"]),
     }
-
-
-def _regions(measured: Profile) -> str:
-    """What starting and joining the threads costs when nobody is late."""
-    each, count = measured.ceiling.region_ns, len(measured.typical.ops)
-    part = each * count / measured.typical.duration
-    return (
-        f"{each / 1e3:.1f} us to start and join the threads: for {count} operations about "
-        f"{each * count / 1e6:.2f} ms, {part:.1%} of the call"
-    )
 
 
 def _page(policy: Policy, measured: Profile) -> str:
@@ -172,7 +164,6 @@ def report_json(measured: Profile, target: Path) -> dict[str, Any]:
         "ceiling": {
             "gflop_per_s": dict(ceiling.gflops),
             "threads": ceiling.threads,
-            "region_us": ceiling.region_ns / 1e3,
         },
         "account": account(call).to_json(),
         "stages": [row.to_json(call.duration) for row in by_stage(call, ceiling)],

@@ -93,6 +93,10 @@ def _table(
     )
 
 
+def threads_in_words(threads: int) -> str:
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def _bar(tag: str, heading: str, text: str) -> str:
     """The style that draws a part of the call as a bar behind its number."""
     return f' style="--part: {text}"' if tag == "td" and heading == "of call" else ""
@@ -101,15 +105,13 @@ def _bar(tag: str, heading: str, text: str) -> str:
 def _notes(ceiling: Ceiling) -> str:
     rates = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in ceiling.gflops.items())
     notes = (
-        f"Ceiling: a loop of multiply-adds in registers, measured in the same process with "
-        f"{ceiling.threads} threads: {rates}. A clock that moves moves the shares; over 100 % it "
-        "was faster during the call.",
+        "Ceiling: a loop of multiply-adds in registers in the same process, the best of short "
+        f"moments before and after the calls, {threads_in_words(ceiling.threads)}: {rates}. "
+        "Over 100 % the clock was higher during the call, or others left no quiet moment.",
         "GFLOP/s count what reaches the result, a multiply and an add as two. GB/s are the least "
         "traffic: each operand once, from wherever it lay.",
-        "An operation on several threads starts them and waits for the last: "
-        f"{ceiling.region_ns / 1e3:.1f} "
-        "us when there is nothing to do. That, and waiting for a thread that others held up, is "
-        "inside the operations; 'between operations' is the code that calls them.",
+        "Starting threads, and waiting for the slowest of them, is inside the operations; "
+        "'between operations' is the code that calls them.",
         "A norm, an attention and the like carry the name of the layer around them.",
     )
     return "<footer>" + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</footer>"

@@ -195,15 +195,15 @@ def _named(stage: str, records: Sequence[Mapping[str, Any]]) -> list[Op]:
 def _place(stage: str, kind: str, weights: Sequence[str], i: int) -> str:
     """The layer that an operation without a weight belongs to, told by the linear layers around.
 
-    A norm makes the input of the next linear layer. Of attention and what surrounds it, the next or
-    the one before is of the same layer; the prefix also projects keys for the expert in between.
+    A norm makes the input of the next linear layer. Of attention and what surrounds it, the next is
+    of the same layer, or else the last before it of the stage's own tower: the prefix also projects
+    keys for the expert in between.
     """
     after = next((name for name in weights[i + 1 :] if name), "")
-    before = next((name for name in reversed(weights[:i]) if name), "")
     if kind in _AHEAD:
         return _layer(after) or after or stage
     if kind in _AROUND:
-        for name in (after, before):
+        for name in (after, *reversed(weights[:i])):
             if name.startswith(_TOWERS.get(stage, "?")) and _layer(name):
                 return _layer(name)
     return stage

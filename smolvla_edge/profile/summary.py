@@ -11,15 +11,10 @@ from smolvla_edge.profile.records import GROUPS, Call, Op, Stage
 
 @dataclass(frozen=True)
 class Ceiling:
-    """GFLOP/s of a loop of multiply-adds in registers on all threads, by arithmetic.
-
-    region_ns is what an empty parallel region costs: the least that an operation pays to start the
-    other threads and wait for them.
-    """
+    """GFLOP/s of a loop of multiply-adds in registers on all threads, by arithmetic."""
 
     gflops: Mapping[str, float]
     threads: int
-    region_ns: float
 
     def of(self, compute: str) -> float | None:
         return self.gflops.get(compute)

@@ -195,7 +195,7 @@ class TestSummary:
         assert total.share == pytest.approx(ideal / 780)
 
     def test_without_a_ceiling_there_is_no_share(self, call):
-        unknown = Ceiling({"float32": 2.0}, 2, 0.0)
+        unknown = Ceiling({"float32": 2.0}, 2)
         assert share_of_ceiling(call.ops, unknown) is None
         assert share_of_ceiling(call.ops[:3], unknown) is not None
 
