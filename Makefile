@@ -6,6 +6,7 @@
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
 #   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
+#   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
 #   make lint      style and types
 #   make clean     remove the environments and the build
 
@@ -13,6 +14,7 @@ PYTHON ?= python3
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 300
 .DEFAULT_GOAL := help
 
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE $(shell find smolvla_edge csrc \
@@ -22,7 +24,8 @@ PIP = bin/python -m pip --disable-pip-version-check --quiet
 # incremental and needs no network.
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 
-.PHONY: help demo test test-cpp bench bench-ops bench-micro bench-precision lint clean prerequisites
+.PHONY: help demo test test-cpp fuzz bench bench-ops bench-micro bench-precision lint clean
+.PHONY: prerequisites
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -72,12 +75,34 @@ demo: .venv-demo/installed.stamp
 test: .venv-test/installed.stamp test-cpp
 	.venv-test/bin/pytest $(PYTEST_ARGS)
 
+# Addresses and undefined behaviour in all of them; races in those that have threads.
 test-cpp: .venv-test/installed.stamp
-	.venv-test/bin/cmake -S . -B build/cpp-tests -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
-		-DSMOLVLA_SANITIZE=ON -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" \
+	$(CMAKE_TESTS) -B build/cpp-tests -DSMOLVLA_SANITIZE=ON \
 		-DSMOLVLA_EXPECT_ISAS="$$(.venv-test/bin/python tests/unit/expected_isas.py)" >/dev/null
 	.venv-test/bin/cmake --build build/cpp-tests
 	.venv-test/bin/ctest --test-dir build/cpp-tests --output-on-failure
+	$(CMAKE_TESTS) -B build/cpp-races -DSMOLVLA_SANITIZE=thread >/dev/null
+	.venv-test/bin/cmake --build build/cpp-races --target test_threads test_engine
+	.venv-test/bin/ctest --test-dir build/cpp-races --output-on-failure -R '^(threads|engine)$$'
+
+CMAKE_TESTS = .venv-test/bin/cmake -S . -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
+	-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja"
+
+# --- fuzz: Python targets with atheris, the C++ core with libFuzzer ---------------------------------
+.venv-fuzz/installed.stamp: .venv-fuzz/venv.stamp $(SOURCES)
+	@echo 'installing smolvla-edge into .venv-fuzz (compiles the C++ core) ...'
+	.venv-fuzz/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) atheris
+	PATH="$(CURDIR)/.venv-fuzz/bin:$$PATH" .venv-fuzz/$(PIP) install --no-build-isolation \
+		--constraint constraints.txt .
+	@touch $@
+
+fuzz: .venv-fuzz/installed.stamp
+	clang=$$(tests/fuzz/clang.sh) && .venv-fuzz/bin/cmake -S . -B build/fuzz-cpp -G Ninja \
+		-DSMOLVLA_FUZZ=ON -DSMOLVLA_PYTHON=OFF -DCMAKE_CXX_COMPILER="$$clang" \
+		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-fuzz/bin/ninja" >/dev/null
+	.venv-fuzz/bin/cmake --build build/fuzz-cpp
+	FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run.sh .venv-fuzz/bin/python \
+		build/fuzz-cpp/tests/fuzz/fuzz_engine
 
 # --- bench: editable, so that benchmarks/ finds the package from this directory -------------------
 .venv-bench/installed.stamp: .venv-bench/venv.stamp $(SOURCES)
@@ -124,4 +149,4 @@ ifneq ($(wildcard .clang-format),)
 endif
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-bench .venv-lint build
+	rm -rf .venv-demo .venv-test .venv-fuzz .venv-bench .venv-lint build
