@@ -21,7 +21,7 @@ import shutil
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,12 +82,18 @@ class Bundle:
     files: Mapping[str, FileRecord] = field(repr=False)
     checksums: Mapping[str, int] = field(repr=False)  # CRC-32 by tensor name
 
-    def verify_tensors(self, progress: Progress | None = None) -> None:
-        """Compare every tensor with its checksum. Raises BundleError naming the damaged ones."""
-        total = sum(entry.nbytes for entry in self.tensors.values())
+    def verify_tensors(
+        self, progress: Progress | None = None, only: Iterable[str] | None = None
+    ) -> None:
+        """Compare every tensor, or those named, with its checksum.
+
+        Raises BundleError naming the damaged ones.
+        """
+        names = list(self.tensors if only is None else only)
+        total = sum(self.tensors[name].nbytes for name in names)
         done, damaged = 0, []
         with ThreadPoolExecutor(_CHECK_THREADS) as pool:
-            for name, checksum in pool.map(self._checksum, self.tensors):
+            for name, checksum in pool.map(self._checksum, names):
                 if checksum != self.checksums[name]:
                     damaged.append(name)
                 done += self.tensors[name].nbytes

@@ -1,8 +1,9 @@
-"""File names as text."""
+"""File names as text, and the user's cache."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -12,3 +13,10 @@ def shown(path: str | os.PathLike[str]) -> str:
     are written as \\xff.
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def user_cache() -> Path:
+    """This package's folder of the user's cache: $XDG_CACHE_HOME or ~/.cache, then smolvla-edge."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    return home / "smolvla-edge"

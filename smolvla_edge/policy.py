@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from smolvla_edge.contract import STATE, Contract
 from smolvla_edge.errors import ContractError, InputError
 from smolvla_edge.lerobot_batch import Kind, as_numpy, split_batch
 from smolvla_edge.noise import SeedSequence, check_seed, normal
+from smolvla_edge.packed_cache import PackedCacheOption, check_option, open_with_cache
 from smolvla_edge.plan import Plan
 from smolvla_edge.preprocess import check_frame, check_noise, check_state
 from smolvla_edge.presets import resolve_plan
@@ -47,16 +49,20 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     revision: str | None = None,
+    packed_cache: PackedCacheOption = False,
 ) -> Policy:
     """A policy from a bundle, a LeRobot checkpoint folder, or a Hub id (extra `hub`).
 
     rename: {robot's camera name: model's}.  tokenizer: a tokenizer.json.  stats: a file, a set of
     the checkpoint's own statistics, or "FILE|SET".  `allow_unnormalized` runs features without
     usable statistics unchanged; `allow_missing_cameras` lets an observation lack cameras.
+    packed_cache: True (in the user's cache) or a path keeps a bundle's packed weights and maps
+    them at the next load, which then takes a fraction of a second (packed_cache.py).
 
     Raises a SmolVLAEdgeError for everything that is missing, unmatched or damaged.
     """
-    choose(backend, device)  # a wrong word is cheaper to say now than after reading the weights
+    chosen, _ = choose(backend, device)  # a wrong word is cheaper to say now than after reading
+    check_option(packed_cache, chosen)
     source = open_source(
         path,
         rename=rename,
@@ -64,17 +70,27 @@ def load(
         stats=stats,
         allow_unnormalized=allow_unnormalized,
         revision=revision,
+        verify=packed_cache is False,
     )
     resolved = resolve_plan(plan, source.model.num_steps, source.presets)
-    engine = open_backend(
-        source.model,
-        source.tensors,
-        source.contract,
-        backend=backend,
-        device=device,
-        threads=threads,
-        compute=source.compute,
-    )
+
+    def build(packed: Any = None) -> Any:
+        return open_backend(
+            source.model,
+            source.tensors,
+            source.contract,
+            backend=backend,
+            device=device,
+            threads=threads,
+            compute=source.compute,
+            packed=packed,
+        )
+
+    if packed_cache is False:
+        engine = build()
+    else:
+        engine, status = open_with_cache(source, build, packed_cache, threads)
+        source = replace(source, provenance={**source.provenance, "packed_cache": status})
     return Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
 
 
@@ -135,6 +151,11 @@ class Policy:
     def engine(self) -> Backend:
         """The seams: encode_images, prefill, denoise, sample_actions, trace."""
         return self._engine
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What computes and from what; a chunk's own adds its seed and cameras."""
+        return dict(self._provenance)
 
     @property
     def last_chunk(self) -> ActionChunk | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolvla_edge.bundle import is_bundle, read_bundle
+from smolvla_edge.bundle import Bundle, is_bundle, read_bundle
 from smolvla_edge.bundle_format import precision_map
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.config import ModelConfig
@@ -32,6 +32,12 @@ class Source:
     presets: Mapping[str, Preset]
     compute: str  # the arithmetic of bfloat16 weights (precision.py)
     provenance: Mapping[str, Any]
+    bundle: Bundle | None = None
+
+    def verify_tensors(self, only: Iterable[str] | None = None) -> None:
+        """Compare a bundle's tensors (or those named) with their checksums. Raises BundleError."""
+        if self.bundle is not None:
+            self.bundle.verify_tensors(only=only)
 
 
 def open_source(
@@ -42,13 +48,15 @@ def open_source(
     stats: str | os.PathLike[str] | None = None,
     allow_unnormalized: bool = False,
     revision: str | None = None,
+    verify: bool = True,
 ) -> Source:
     """The bundle or checkpoint at `path`; the arguments are those of `load`.
 
-    A bundle's tensors are compared with their checksums. Raises a SmolVLAEdgeError.
+    With `verify` a bundle's tensors are compared with their checksums; without, that is left to
+    `verify_tensors`, which must be called before they are used. Raises a SmolVLAEdgeError.
     """
     read = _from_bundle if is_bundle(path) else _from_checkpoint
-    return read(
+    source = read(
         path,
         rename=rename,
         tokenizer=tokenizer,
@@ -56,6 +64,9 @@ def open_source(
         allow_unnormalized=allow_unnormalized,
         revision=revision,
     )
+    if verify:
+        source.verify_tensors()
+    return source
 
 
 def _from_bundle(
@@ -70,7 +81,6 @@ def _from_bundle(
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} was given, but {path} is a local bundle")
     bundle = read_bundle(path)
-    bundle.verify_tensors()
     contract = bundle.contract
     if rename is not None:
         contract = contract.with_rename(rename)
@@ -97,6 +107,7 @@ def _from_bundle(
             "bundle": bundle.digest,
             "precision": {part: dict(counts) for part, counts in bundle.precision.items()},
         },
+        bundle=bundle,
     )
 
 

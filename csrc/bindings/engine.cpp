@@ -100,7 +100,7 @@ using TensorTuple =
 std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
                                          const std::vector<TensorTuple>& tensors,
                                          const py::dict& stats, int threads, const std::string& isa,
-                                         const std::string& compute) {
+                                         const std::string& compute, const py::object& packed) {
     const ModelConfig c = config_of(config);
     const Statistics state = statistics_of(stats, "state", c.state_dim);
     const Statistics action = statistics_of(stats, "action", c.action_dim);
@@ -111,10 +111,11 @@ std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
         fail(ErrorKind::backend, "threads must be 0 (automatic) to %d, got %d", kMaxThreads,
              threads);
     const Compute precision = parse_compute(compute);
+    const std::shared_ptr<const PackedImage> image = image_of(packed);
     std::unique_ptr<BoundEngine> engine;
     {
         GilRelease release;
-        engine = make<BoundEngine>(c, state, action, entries, threads, isa, precision);
+        engine = make<BoundEngine>(c, state, action, entries, threads, isa, precision, image);
     }
     engine->set_interrupt_check(check_signals);
     return engine;
@@ -298,6 +299,12 @@ py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py
     return result;
 }
 
+void write_packed(BoundEngine& e, const std::string& path, const std::string& bundle,
+                  const std::string& config) {
+    GilRelease release;
+    e.write_packed(path, bundle, config);
+}
+
 py::dict info(const BoundEngine& e) {
     const BackendInfo i = e.info();
     py::dict d;
@@ -377,7 +384,9 @@ void bind_engine(py::module_& m) {
         arg("config"), arg("threads"));
     py::class_<BoundEngine>(m, "Engine")
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
-             arg("threads") = 0, arg("isa") = "", arg("compute") = "float32")
+             arg("threads") = 0, arg("isa") = "", arg("compute") = "float32",
+             arg("packed") = py::none())
+        .def("write_packed", &write_packed, arg("path"), arg("bundle"), arg("config"))
         .def("encode_images", &encode_images, arg("pixels"))
         .def("prefill", &prefill, arg("image_tokens"), arg("camera_mask"), arg("tokens"),
              arg("token_mask"), arg("state"))

@@ -8,6 +8,10 @@ namespace smolvla::bindings {
 void bind_engine(py::module_& m);
 void bind_ops(py::module_& m);
 void bind_kernel_loop(py::module_& m);
+void bind_packed(py::module_& m);
+
+// A PackedImage or None. Raises a backend error for anything else.
+std::shared_ptr<const PackedImage> image_of(const py::object& image);
 
 // A uint8 or float32 frame [height, width, 3]; None is a masked camera.
 Frame frame_of(const py::object& frame, const char* name);

@@ -139,4 +139,5 @@ PYBIND11_MODULE(_core, m) {
     bind_engine(m);
     bind_ops(m);
     bind_kernel_loop(m);
+    bind_packed(m);
 }

@@ -54,35 +54,60 @@ TileActivation tile_activation(Activation a, bool gated) {
     }
 }
 
+// What weights in bfloat16 are multiplied with.
+Storage operands_of(const Kernels& kernels, Compute compute) {
+    if (compute == Compute::float32) return Storage::f32;
+    return kernels.gemm_words != nullptr ? Storage::bf16 : Storage::rounded;
+}
+
+Layout narrow_layout(Storage operands) {
+    return operands == Storage::bf16 ? Layout::bf16_words : Layout::bf16_columns;
+}
+
+// Everything that the bytes of a packed weight depend on, beside the weight.
+std::string layout_name(Storage operands) {
+    return "panel" + std::to_string(kPanel) + ".chain" + std::to_string(kDepthBlock) +
+           (narrow_layout(operands) == Layout::bf16_words ? ".words" : ".columns") + ".align" +
+           std::to_string(Arena::room_of(1)) + ".le";
+}
+
 class CpuBackend final : public Backend {
 public:
     CpuBackend(size_t weight_bytes, size_t buffer_bytes, int threads, const Kernels& kernels,
-               Compute compute)
-        : weights_(weight_bytes),
-          buffers_(buffer_bytes),
-          kernels_(kernels),
+               Compute compute, std::shared_ptr<const PackedImage> image)
+        : kernels_(kernels),
           compute_(compute),
-          operands_(compute == Compute::float32      ? Storage::f32
-                    : kernels_.gemm_words != nullptr ? Storage::bf16
-                                                     : Storage::rounded),
+          operands_(operands_of(kernels_, compute)),
+          weights_(weight_bytes, checked(std::move(image))),
+          buffers_(buffer_bytes),
           pool_(threads),
           scratch_(static_cast<size_t>(pool_.size())) {}
 
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override {
-        const Layout narrow =
-            operands_ == Storage::bf16 ? Layout::bf16_words : Layout::bf16_columns;
-        linears_.push_back(std::make_unique<Linear>(
-            pack_linear(weights_, source, weights, biases, in, out, gated, narrow)));
+        linears_.push_back(std::make_unique<Linear>(pack_linear(
+            weights_, source, weights, biases, in, out, gated, narrow_layout(operands_), pool_)));
         if (compute_ == Compute::bfloat16)
             reserve_scratch(size_t(block_rows(*linears_.back())) * operand_ld(in));
         return linears_.back().get();
     }
 
-    const Linear* make_linear(const float* weight, int out, int in) override {
-        linears_.push_back(std::make_unique<Linear>(pack_matrix(weights_, weight, out, in)));
+    const Linear* make_linear(const std::string& name, const float* weight, int out,
+                              int in) override {
+        linears_.push_back(std::make_unique<Linear>(pack_matrix(weights_, name, weight, out, in)));
         return linears_.back().get();
+    }
+
+    float* make_weights(const std::string& name, size_t count) override {
+        return weights_.floats(count, name);
+    }
+    bool weights_filled() const override { return weights_.filled(); }
+    void finish_weights() override { weights_.finish(); }
+    void write_packed(const std::string& path, const std::string& bundle,
+                      const std::string& config) override {
+        weights_.write(path, {layout_name(operands_), compute_name(compute_), bundle, config},
+                       pool_);
     }
 
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override {
@@ -305,6 +330,15 @@ public:
     }
 
 private:
+    std::shared_ptr<const PackedImage> checked(std::shared_ptr<const PackedImage> image) const {
+        if (image && (image->key().layout != layout_name(operands_) ||
+                      image->key().compute != compute_name(compute_)))
+            fail(ErrorKind::checkpoint, "expected a packed image of %s in %s, got one of %s in %s",
+                 compute_name(compute_), layout_name(operands_).c_str(),
+                 image->key().compute.c_str(), image->key().layout.c_str());
+        return image;
+    }
+
     const GemmKernels& gemm_of(const Linear& w) const {
         switch (w.layout) {
             case Layout::bf16_words: return *kernels_.gemm_words;
@@ -366,11 +400,11 @@ private:
         });
     }
 
-    Arena weights_;
-    Arena buffers_;
     const Kernels kernels_;
     const Compute compute_;
     const Storage operands_;  // of weights in bfloat16
+    WeightStore weights_;
+    Arena buffers_;
     ThreadPool pool_;
     std::vector<std::unique_ptr<Linear>> linears_;
     std::vector<std::unique_ptr<KvStore>> kvs_;
@@ -382,16 +416,23 @@ private:
 }  // namespace
 
 std::unique_ptr<Backend> make_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                      const Kernels& kernels, Compute compute) {
-    return std::make_unique<CpuBackend>(weight_bytes, buffer_bytes, threads, kernels, compute);
+                                      const Kernels& kernels, Compute compute,
+                                      std::shared_ptr<const PackedImage> image) {
+    return std::make_unique<CpuBackend>(weight_bytes, buffer_bytes, threads, kernels, compute,
+                                        std::move(image));
 }
 
 }  // namespace cpu
 
 std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                          const std::string& isa, Compute compute) {
-    return cpu::make_backend(weight_bytes, buffer_bytes, threads, cpu::choose_kernels(isa),
-                             compute);
+                                          const std::string& isa, Compute compute,
+                                          std::shared_ptr<const PackedImage> image) {
+    return cpu::make_backend(weight_bytes, buffer_bytes, threads, cpu::choose_kernels(isa), compute,
+                             std::move(image));
+}
+
+std::string packed_layout(const std::string& isa, Compute compute) {
+    return cpu::layout_name(cpu::operands_of(cpu::choose_kernels(isa), compute));
 }
 
 }  // namespace smolvla

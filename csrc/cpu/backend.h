@@ -10,6 +10,7 @@
 namespace smolvla::cpu {
 
 std::unique_ptr<Backend> make_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                      const Kernels& kernels, Compute compute);
+                                      const Kernels& kernels, Compute compute,
+                                      std::shared_ptr<const PackedImage> image = nullptr);
 
 }  // namespace smolvla::cpu

@@ -1,51 +1,121 @@
 #include "cpu/pack.h"
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
+#include <exception>
 
 #include "runtime/error.h"
+#include "runtime/threads.h"
 
 namespace smolvla::cpu {
 namespace {
 
-// Where output column `c` of weight number `part` goes in the packed order.
-int packed_column(int c, int part, int first_of_part, bool gated) {
-    if (!gated) return first_of_part + c;
-    return c / 16 * kPanel + part * 16 + c % 16;
-}
+constexpr int kDepthTile = 64;  // k at a time: their rows of a panel stay in L1 while it is filled
 
-void put_f32(const Linear& w, int column, const float* row) {
-    float* to = reinterpret_cast<float*>(w.data + (column / kPanel) * w.panel_bytes());
-    for (int k = 0; k < w.in; ++k) to[size_t(k) * kPanel + column % kPanel] = row[k];
-}
+// Columns [at, at + count) of one panel are rows [row, row + count) of weight number `part`.
+struct Run {
+    int part, row, count, at;
+};
 
-void put_bf16(const Linear& w, int column, const uint16_t* row) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(w.data + (column / kPanel) * w.panel_bytes());
-    if (w.layout == Layout::bf16_words) {
-        to += 2 * (column % kPanel);
-        for (int k = 0; k < w.in; ++k) to[size_t(k / 2) * 2 * kPanel + (k % 2 == 0)] = row[k];
+// The runs of a panel, `make(run)` for each.
+template <class Make>
+void runs_of(int panel, const std::vector<int>& out, bool gated, const Make& make) {
+    if (gated) {
+        for (int part = 0; part < 2; ++part)
+            make(Run{part, 16 * panel, std::min(16, out[size_t(part)] - 16 * panel), 16 * part});
         return;
     }
-    const int lane = column % 16, half = column % kPanel / 16;  // low half of a word: columns 0..15
-    for (int k = 0; k < w.in; ++k) to[size_t(k) * kPanel + 2 * lane + half] = row[k];
+    const int begin = panel * kPanel;
+    for (int part = 0, first = 0; part < static_cast<int>(out.size()); ++part) {
+        const int rows = out[size_t(part)];
+        const int from = std::max(begin, first), to = std::min(begin + kPanel, first + rows);
+        if (from < to) make(Run{part, from - first, to - from, from - begin});
+        first += rows;
+    }
 }
 
-Linear reserve(Arena& arena, int in, int columns, Layout layout, bool gated) {
+// Rows [count, w.in] into columns [at, at + count) of a panel.
+void put_f32(const Linear& w, char* panel, int at, int count, const float* rows) {
+    float* to = reinterpret_cast<float*>(panel) + at;
+    for (int begin = 0; begin < w.in; begin += kDepthTile)
+        for (int i = 0; i < count; ++i)
+            for (int k = begin; k < std::min(w.in, begin + kDepthTile); ++k)
+                to[size_t(k) * kPanel + i] = rows[size_t(i) * w.in + k];
+}
+
+void put_bf16(const Linear& w, char* panel, int at, int count, const uint16_t* rows) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(panel);
+    const bool words = w.layout == Layout::bf16_words;
+    for (int begin = 0; begin < w.in; begin += kDepthTile)
+        for (int i = 0; i < count; ++i) {
+            const uint16_t* row = rows + size_t(i) * w.in;
+            const int column = at + i, end = std::min(w.in, begin + kDepthTile);
+            if (words)  // the even k in the high half of a word
+                for (int k = begin; k < end; ++k)
+                    to[size_t(k / 2) * 2 * kPanel + 2 * column + (k % 2 == 0)] = row[k];
+            else  // low half of a word: columns 0..15
+                for (int k = begin; k < end; ++k)
+                    to[size_t(k) * kPanel + 2 * (column % 16) + column / 16] = row[k];
+        }
+}
+
+Linear reserve(WeightStore& store, const std::string& name, int in, int columns, Layout layout,
+               bool gated) {
     Linear w;
     w.in = in;
     w.out = gated ? columns / 2 : columns;
     w.panels = gated ? (w.out + 15) / 16 : (columns + kPanel - 1) / kPanel;
     w.layout = layout;
     w.gated = gated;
-    w.data = static_cast<char*>(arena.allocate(w.panels * w.panel_bytes()));
+    w.data = static_cast<char*>(store.allocate(w.panels * w.panel_bytes(), name));
     return w;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) text += name + " ";
+    return text;
+}
+
+// Reads and packs panel by panel, each by one thread of the pool.
+void fill(const Linear& w, const TensorSource& source, const std::vector<std::string>& weights,
+          const std::vector<int>& out, ThreadPool& pool) {
+    std::vector<const TensorEntry*> entries;
+    for (const std::string& name : weights) entries.push_back(&source.find(name));
+    const size_t room = size_t(kPanel) * w.in;
+    std::vector<uint16_t> narrow(w.layout == Layout::f32 ? 0 : room * pool.size());
+    std::vector<float> wide(w.layout == Layout::f32 ? room * pool.size() : 0);
+    std::exception_ptr fault;  // the pool's items must not throw
+    std::atomic<bool> failed{false};
+    pool.run(w.panels, [&](int p, int thread) {
+        char* panel = w.data + size_t(p) * w.panel_bytes();
+        try {
+            runs_of(p, out, w.gated, [&](const Run& run) {
+                const TensorEntry& e = *entries[size_t(run.part)];
+                const int64_t first = int64_t(run.row) * w.in, count = int64_t(run.count) * w.in;
+                if (w.layout == Layout::f32) {
+                    float* rows = &wide[room * thread];
+                    source.read_f32(e, first, count, rows);
+                    put_f32(w, panel, run.at, run.count, rows);
+                } else {
+                    uint16_t* rows = &narrow[room * thread];
+                    source.read(e, first, count, rows);
+                    put_bf16(w, panel, run.at, run.count, rows);
+                }
+            });
+        } catch (...) {
+            if (!failed.exchange(true)) fault = std::current_exception();
+        }
+    });
+    if (fault) std::rethrow_exception(fault);
 }
 
 }  // namespace
 
-Linear pack_linear(Arena& arena, const TensorSource& source,
+Linear pack_linear(WeightStore& store, const TensorSource& source,
                    const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout) {
+                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout,
+                   ThreadPool& pool) {
     int columns = 0;
     bool bf16 = true;  // mixed parts are widened to float32, which is exact
     for (size_t i = 0; i < weights.size(); ++i) {
@@ -61,52 +131,35 @@ Linear pack_linear(Arena& arena, const TensorSource& source,
         columns += out[i];
         bf16 = bf16 && e.dtype == DType::bf16;
     }
-    Linear w = reserve(arena, in, columns, bf16 ? bf16_layout : Layout::f32, gated);
+    Linear w =
+        reserve(store, joined(weights), in, columns, bf16 ? bf16_layout : Layout::f32, gated);
+    if (!store.filled()) fill(w, source, weights, out, pool);
+    if (biases.empty()) return w;
 
-    // 16 rows at a time: one cache line of a panel row is then written by neighbouring stores.
-    std::vector<uint16_t> narrow(bf16 ? size_t(16) * in : 0);
-    std::vector<float> wide(bf16 ? 0 : size_t(16) * in);
-    int first = 0;
-    for (size_t part = 0; part < weights.size(); ++part) {
-        const TensorEntry& e = source.find(weights[part]);
-        for (int c = 0; c < out[part]; c += 16) {
-            const int n = std::min(16, out[part] - c);
-            const int64_t from = int64_t(c) * in, count = int64_t(n) * in;
-            if (bf16)
-                source.read(e, from, count, narrow.data());
-            else
-                source.read_f32(e, from, count, wide.data());
-            for (int i = 0; i < n; ++i) {
-                const int column = packed_column(c + i, static_cast<int>(part), first, gated);
-                if (bf16)
-                    put_bf16(w, column, &narrow[size_t(i) * in]);
-                else
-                    put_f32(w, column, &wide[size_t(i) * in]);
-            }
-        }
-        first += out[part];
+    float* bias = store.floats(size_t(w.panels) * kPanel, joined(biases));
+    w.bias = bias;
+    std::vector<std::vector<float>> values;
+    for (size_t part = 0; part < biases.size(); ++part) {
+        const TensorEntry& e = source.expect(biases[part], {out[part]});
+        values.emplace_back(size_t(out[part]));
+        if (!store.filled()) source.read_f32(e, 0, out[part], values.back().data());
     }
-
-    if (!biases.empty()) {
-        float* bias = arena.floats(size_t(w.panels) * kPanel);
-        std::vector<float> values;
-        first = 0;
-        for (size_t part = 0; part < biases.size(); ++part) {
-            const TensorEntry& e = source.expect(biases[part], {out[part]});
-            values.resize(out[part]);
-            source.read_f32(e, 0, out[part], values.data());
-            for (int c = 0; c < out[part]; ++c)
-                bias[packed_column(c, static_cast<int>(part), first, gated)] = values[c];
-            first += out[part];
-        }
-        w.bias = bias;
-    }
+    if (!store.filled())
+        for (int p = 0; p < w.panels; ++p)
+            runs_of(p, out, gated, [&](const Run& run) {
+                std::copy_n(&values[size_t(run.part)][size_t(run.row)], run.count,
+                            bias + p * kPanel + run.at);
+            });
     return w;
 }
 
-Linear pack_matrix(Arena& arena, const float* weight, int out, int in) {
-    Linear w = reserve(arena, in, out, Layout::f32, false);
-    for (int c = 0; c < out; ++c) put_f32(w, c, weight + size_t(c) * in);
+Linear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
+                   int in) {
+    Linear w = reserve(store, name, in, out, Layout::f32, false);
+    if (store.filled()) return w;
+    for (int p = 0; p < w.panels; ++p)
+        put_f32(w, w.data + size_t(p) * w.panel_bytes(), 0, std::min(kPanel, out - p * kPanel),
+                weight + size_t(p) * kPanel * in);
     return w;
 }
 

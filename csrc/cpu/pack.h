@@ -20,7 +20,7 @@
 
 #include "cpu/kernels.h"
 #include "ops/ops.h"
-#include "runtime/arena.h"
+#include "runtime/weight_store.h"
 
 namespace smolvla {
 
@@ -68,10 +68,13 @@ struct KvStore {
 
 namespace cpu {
 
-Linear pack_linear(Arena& arena, const TensorSource& source,
+// Into the next blocks of `store`; only the blocks when they are filled already.
+Linear pack_linear(WeightStore& store, const TensorSource& source,
                    const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout);
-Linear pack_matrix(Arena& arena, const float* weight, int out, int in);
+                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout,
+                   ThreadPool& pool);
+Linear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
+                   int in);
 
 // Rows of keys or values [n, kv_heads * head_dim] of one head at positions first..., which lie in
 // one panel of 32 positions. Pairs of positions that the rows fill by half keep their other half,

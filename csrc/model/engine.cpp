@@ -37,16 +37,14 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
     const size_t images =
         static_cast<size_t>(c.max_cameras) * c.max_image_tokens() * (c.text_width + 32) +
         3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
-    const size_t vectors = 4 * vw * c.vision_layers + size_t{2} * c.text_width * c.text_layers +
-                           size_t{2} * c.expert_width * c.expert_layers +
-                           static_cast<size_t>(c.kMaxSteps) * (c.expert_width + 128);
+    const size_t vectors = static_cast<size_t>(c.kMaxSteps) * (c.expert_width + 128);
     return (vision + text + expert + scores + images + vectors) * sizeof(float) * 3 / 2 +
            (size_t{64} << 20);
 }
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
                const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
-               Compute compute)
+               Compute compute, std::shared_ptr<const PackedImage> image)
     : config_(config),
       state_statistics_(state),
       action_statistics_(action),
@@ -58,11 +56,12 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
     ops_ = std::make_unique<TimedBackend>(
         make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
-                         buffer_bytes(config_, threads), threads, isa, compute));
+                         buffer_bytes(config_, threads), threads, isa, compute, std::move(image)));
     vision_ = std::make_unique<Vision>(config_, source_, *ops_);
     expert_ = std::make_unique<Expert>(config_, source_, *ops_);
     prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);
     flow_ = std::make_unique<Flow>(config_, *ops_, *expert_);
+    ops_->finish_weights();
     for (int i = 0; i < config_.max_cameras; ++i)
         image_tokens_.push_back(ops_->make_mat(config_.max_image_tokens(), config_.text_width));
     // A frame may have up to (patch - 1) pixels a side beyond its whole patches.
@@ -70,6 +69,12 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     pixels_ = ops_->make_buffer(3 * 4 * patch_area * config_.max_patches());
     state_.assign(static_cast<size_t>(config_.max_state_dim), 0.0f);
     sampled_.assign(static_cast<size_t>(config_.chunk_size) * config_.max_action_dim, 0.0f);
+}
+
+void Engine::write_packed(const std::string& path, const std::string& bundle,
+                          const std::string& config) {
+    const auto lock = enter();  // the threads compute the hash
+    ops_->write_packed(path, bundle, config);
 }
 
 std::unique_lock<std::mutex> Engine::enter() {

@@ -46,7 +46,11 @@ public:
 
     Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
            const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
-           Compute compute = Compute::float32);
+           Compute compute = Compute::float32, std::shared_ptr<const PackedImage> image = nullptr);
+
+    // The packed cache of these weights; `bundle` and `config` name what they were made of.
+    void write_packed(const std::string& path, const std::string& bundle,
+                      const std::string& config);
 
     // Called between stages and steps; may throw to stop the call (Ctrl-C).
     void set_interrupt_check(std::function<void()> check) { check_ = std::move(check); }

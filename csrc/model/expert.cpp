@@ -68,29 +68,41 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
 void Expert::fold_time_mlp(const TensorSource& source) {
     const int width = config_.expert_width, dims = config_.max_action_dim;
     const size_t w = static_cast<size_t>(width);
+    const TensorEntry& mlp_entry = source.expect("time_in.weight", {width, 2 * width});
+    const TensorEntry& bias_entry = source.expect("time_in.bias", {width});
+    const TensorEntry& action_entry = source.expect("action_in.weight", {width, dims});
+    const TensorEntry& action_bias_entry = source.expect("action_in.bias", {width});
+    float* time_weight = ops_.make_weights("time half of time_in", w * w);
+    float* time_bias = ops_.make_weights("folded bias of time_in", w);
+    time_weight_ = time_weight;
+    time_bias_ = time_bias;
+    const std::string folded_name = "time_in after action_in";
+    if (ops_.weights_filled()) {
+        action_in_ = ops_.make_linear(folded_name, nullptr, width, dims);
+        return;
+    }
+
     std::vector<float> mlp(w * 2 * w), action(w * static_cast<size_t>(dims)), action_bias(w);
-    time_bias_.resize(w);
-    source.read_f32(source.expect("time_in.weight", {width, 2 * width}), 0, 2 * w * w, mlp.data());
-    source.read_f32(source.expect("time_in.bias", {width}), 0, width, time_bias_.data());
-    source.read_f32(source.expect("action_in.weight", {width, dims}), 0, w * dims, action.data());
-    source.read_f32(source.expect("action_in.bias", {width}), 0, width, action_bias.data());
+    source.read_f32(mlp_entry, 0, 2 * w * w, mlp.data());
+    source.read_f32(bias_entry, 0, width, time_bias);
+    source.read_f32(action_entry, 0, w * dims, action.data());
+    source.read_f32(action_bias_entry, 0, width, action_bias.data());
 
     std::vector<float> folded(w * static_cast<size_t>(dims));
     std::vector<double> sums(static_cast<size_t>(dims));
-    time_weight_.resize(w * w);
     for (size_t o = 0; o < w; ++o) {
         const float* row = &mlp[o * 2 * w];
         std::fill(sums.begin(), sums.end(), 0.0);
-        double bias = time_bias_[o];
+        double bias = time_bias[o];
         for (size_t k = 0; k < w; ++k) {
             for (int d = 0; d < dims; ++d) sums[d] += double(row[k]) * double(action[k * dims + d]);
             bias += double(row[k]) * double(action_bias[k]);
         }
         for (int d = 0; d < dims; ++d) folded[o * dims + d] = static_cast<float>(sums[d]);
-        time_bias_[o] = static_cast<float>(bias);
-        std::copy_n(row + w, w, &time_weight_[o * w]);
+        time_bias[o] = static_cast<float>(bias);
+        std::copy_n(row + w, w, time_weight + o * w);
     }
-    action_in_ = ops_.make_linear(folded.data(), width, dims);
+    action_in_ = ops_.make_linear(folded_name, folded.data(), width, dims);
 }
 
 float Expert::time_of_step(int step, int steps) {
@@ -112,7 +124,7 @@ void Expert::set_steps(int steps) {
         }
         for (int o = 0; o < width; ++o) {
             double sum = time_bias_[o];
-            const float* row = &time_weight_[size_t(o) * width];
+            const float* row = time_weight_ + size_t(o) * width;
             for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave_[k]);
             time_table_.row(s)[o] = static_cast<float>(sum);
         }

@@ -39,8 +39,9 @@ private:
     const Linear *action_in_, *time_out_, *action_out_;
     const float* norm_;
     RopeTable rope_;
-    std::vector<float> time_weight_;  // [expert_width, expert_width], the time half
-    std::vector<float> time_bias_, wave_;
+    const float *time_weight_,
+        *time_bias_;  // [expert_width, expert_width], the time half; its bias
+    std::vector<float> wave_;
     Mat time_table_;
     int steps_ = 0;
     std::vector<int> lengths_;

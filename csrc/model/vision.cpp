@@ -10,8 +10,9 @@ namespace smolvla {
 
 const float* load_vector(const TensorSource& source, Backend& ops, const std::string& name,
                          int size) {
-    float* values = ops.make_buffer(static_cast<size_t>(size));
-    source.read_f32(source.expect(name, {size}), 0, size, values);
+    const TensorEntry& entry = source.expect(name, {size});
+    float* values = ops.make_weights(name, static_cast<size_t>(size));
+    if (!ops.weights_filled()) source.read_f32(entry, 0, size, values);
     return values;
 }
 
@@ -45,10 +46,11 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
     const int joined = width * c.scale_factor * c.scale_factor;
     connector_ = ops.load_linear(source, {"connector.weight"}, {}, joined, {c.text_width}, false);
 
-    const TensorEntry& table = source.expect("vision.position.weight", {patches, width});
-    position_table_ = ops.make_mat(patches, width);
-    for (int r = 0; r < patches; ++r)
-        source.read_f32(table, int64_t(r) * width, width, position_table_.row(r));
+    const std::string positions = "vision.position.weight";
+    const TensorEntry& table = source.expect(positions, {patches, width});
+    position_table_ = {ops.make_weights(positions, size_t(patches) * width), patches, width, width};
+    if (!ops.weights_filled())
+        source.read_f32(table, 0, int64_t(patches) * width, position_table_.data);
 
     kv_ = ops.make_kv(c.vision_heads, width / c.vision_heads, patches);
     patches_ = ops.make_activation(patches, patch_inputs, c.patch_size);

@@ -42,7 +42,7 @@ private:
     Mat patches_, x_, normed_, qkv_, attended_, hidden_, gathered_positions_, shuffled_;
 };
 
-// A float32 vector of the checkpoint, in a buffer of the backend.
+// A vector of the checkpoint in float32, beside the backend's weights.
 const float* load_vector(const TensorSource& source, Backend& ops, const std::string& name,
                          int size);
 

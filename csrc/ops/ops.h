@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "ops/storage.h"
+#include "runtime/packed_image.h"
 #include "runtime/tensor_source.h"
 
 namespace smolvla {
@@ -87,8 +88,18 @@ public:
                                       const std::vector<std::string>& weights,
                                       const std::vector<std::string>& biases, int in,
                                       const std::vector<int>& out, bool gated) = 0;
-    // A computed float32 weight [out, in], row-major.
-    virtual const Linear* make_linear(const float* weight, int out, int in) = 0;
+    // A computed float32 weight [out, in], row-major; not looked at when weights are filled.
+    virtual const Linear* make_linear(const std::string& name, const float* weight, int out,
+                                      int in) = 0;
+    // Constants that stay beside the weights: zeroed and for the caller to fill, unless weights
+    // are filled: then they hold what they were filled with when the packed image was written.
+    virtual float* make_weights(const std::string& name, size_t count) = 0;
+    virtual bool weights_filled() const = 0;
+    // After the last weight. Raises a checkpoint error when the packed image was of others.
+    virtual void finish_weights() = 0;
+    // What the weights have become, to be mapped by the next backend of this packed_layout().
+    virtual void write_packed(const std::string& path, const std::string& bundle,
+                              const std::string& config) = 0;
     virtual KvStore* make_kv(int kv_heads, int head_dim, int capacity) = 0;
     virtual float* make_buffer(size_t count) = 0;  // zeroed, lives as long as the backend
     // How matrices are best stored that only feed linear layers of weights in bfloat16. `unit`:
@@ -130,7 +141,12 @@ public:
                              float gain) = 0;
 };
 
+// With an `image` the weights are mapped from it.
 std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_bytes, int threads,
-                                          const std::string& isa, Compute compute);
+                                          const std::string& isa, Compute compute,
+                                          std::shared_ptr<const PackedImage> image = nullptr);
+
+// How weights lie in memory with these kernels: two machines of one layout can share an image.
+std::string packed_layout(const std::string& isa, Compute compute);
 
 }  // namespace smolvla

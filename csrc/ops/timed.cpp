@@ -100,9 +100,10 @@ const Linear* TimedBackend::load_linear(const TensorSource& source,
     return made;
 }
 
-const Linear* TimedBackend::make_linear(const float* weight, int out, int in) {
-    const Linear* made = backend_->make_linear(weight, out, in);
-    weights_.emplace(made, Weight{"computed", in, out, false});
+const Linear* TimedBackend::make_linear(const std::string& name, const float* weight, int out,
+                                        int in) {
+    const Linear* made = backend_->make_linear(name, weight, out, in);
+    weights_.emplace(made, Weight{name, in, out, false});
     return made;
 }
 

@@ -55,7 +55,17 @@ public:
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override;
-    const Linear* make_linear(const float* weight, int out, int in) override;
+    const Linear* make_linear(const std::string& name, const float* weight, int out,
+                              int in) override;
+    float* make_weights(const std::string& name, size_t count) override {
+        return backend_->make_weights(name, count);
+    }
+    bool weights_filled() const override { return backend_->weights_filled(); }
+    void finish_weights() override { backend_->finish_weights(); }
+    void write_packed(const std::string& path, const std::string& bundle,
+                      const std::string& config) override {
+        backend_->write_packed(path, bundle, config);
+    }
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override;
     float* make_buffer(size_t count) override { return backend_->make_buffer(count); }
     Storage activation_storage(int unit) const override {

@@ -59,8 +59,15 @@ Arena::~Arena() {
     munmap(base_, capacity_);
 }
 
+const char* Arena::image() const {
+    unpoison(base_, used_);
+    return base_;
+}
+
+size_t Arena::room_of(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign + kGap; }
+
 void* Arena::allocate(size_t bytes) {
-    const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign + kGap;
+    const size_t rounded = room_of(bytes);
     if (rounded < bytes || rounded > capacity_ - used_)
         fail(ErrorKind::backend, "arena of %zu MiB is full: %zu bytes asked, %zu left",
              capacity_ >> 20, bytes, capacity_ - used_);

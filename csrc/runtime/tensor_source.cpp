@@ -142,13 +142,13 @@ void TensorSource::read(const TensorEntry& entry, int64_t first, int64_t count, 
 void TensorSource::read_f32(const TensorEntry& entry, int64_t first, int64_t count,
                             float* out) const {
     if (entry.dtype == DType::f32) return read(entry, first, count, out);
-    constexpr int64_t kBlock = 64 << 10;
-    staging_.resize(static_cast<size_t>(kBlock));
+    constexpr int64_t kBlock = 8 << 10;
+    uint16_t staging[kBlock];
     const auto widen = entry.dtype == DType::bf16 ? bf16_to_f32 : f16_to_f32;
     for (int64_t done = 0; done < count; done += kBlock) {
         const int64_t n = std::min(kBlock, count - done);
-        read(entry, first + done, n, staging_.data());
-        for (int64_t i = 0; i < n; ++i) out[done + i] = widen(staging_[static_cast<size_t>(i)]);
+        read(entry, first + done, n, staging);
+        for (int64_t i = 0; i < n; ++i) out[done + i] = widen(staging[i]);
     }
 }
 

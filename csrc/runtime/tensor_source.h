@@ -36,7 +36,7 @@ public:
     const TensorEntry& expect(const std::string& name, const std::vector<int64_t>& shape) const;
     uint64_t total_bytes() const { return total_bytes_; }
 
-    // Reads elements [first, first + count) in storage form.
+    // Reads elements [first, first + count) in storage form. From any thread, like the next.
     void read(const TensorEntry& entry, int64_t first, int64_t count, void* out) const;
     // The same, widened to float32 (exact for every dtype).
     void read_f32(const TensorEntry& entry, int64_t first, int64_t count, float* out) const;
@@ -61,7 +61,6 @@ private:
     std::map<std::string, File> files_;
     std::vector<Mapping> mappings_;
     uint64_t total_bytes_ = 0;
-    mutable std::vector<uint16_t> staging_;
 };
 
 float bf16_to_f32(uint16_t bits);

@@ -161,9 +161,10 @@ def open_backend(
     device: str = "auto",
     threads: int | None = None,
     compute: str = "float32",
+    packed: Any = None,
 ) -> Backend:
     """Build the chosen backend. `compute` is the source's (precision.py); torch, the reference,
-    computes in float32 whatever it says.
+    computes in float32 whatever it says. `packed` is an image for the native one (packed_cache.py).
 
     Raises BackendError, or MissingExtraError when torch is absent."""
     chosen, where = choose(backend, device)
@@ -173,4 +174,4 @@ def open_backend(
         return TorchBackend(model, tensors, contract, device=where, threads=threads)
     from smolvla_edge.backends.native import NativeBackend
 
-    return NativeBackend(model, tensors, contract, threads=threads, compute=compute)
+    return NativeBackend(model, tensors, contract, threads=threads, compute=compute, packed=packed)

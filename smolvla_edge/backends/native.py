@@ -39,6 +39,7 @@ class NativeBackend:
         threads: int | None = None,
         isa: str = "",
         compute: str = "float32",
+        packed: Any = None,
     ) -> None:
         if threads is not None and (type(threads) is not int or threads < 1):
             raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
@@ -61,7 +62,12 @@ class NativeBackend:
             threads or 0,
             isa,
             compute,
+            packed,
         )
+
+    def write_packed(self, path: str | os.PathLike[str], bundle: str, config: str) -> None:
+        """Keep the weights as they lie in memory; see packed_cache.py. Raises BackendError."""
+        self._engine.write_packed(os.fsencode(path), bundle, config)
 
     def info(self) -> dict[str, Any]:
         return {

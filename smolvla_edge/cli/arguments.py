@@ -88,6 +88,14 @@ Threads = Annotated[
         "--threads", min=1, metavar="N", help="CPU threads; all that are allowed when not given."
     ),
 ]
+PackedCache = Annotated[
+    bool,
+    typer.Option(
+        "--packed-cache",
+        help="Keep a bundle's weights as this machine's kernels want them (in ~/.cache, as large "
+        "as the bundle), so that the next load takes a fraction of a second.",
+    ),
+]
 Revision = Annotated[
     str | None,
     typer.Option(

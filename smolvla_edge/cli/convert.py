@@ -49,6 +49,7 @@ def convert(
             "to bfloat16 and computed in it: faster, and no longer exact.",
         ),
     ] = Dtype.keep,
+    packed_cache: args.PackedCache = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     as_json: args.AsJson = False,
 ) -> None:
@@ -96,6 +97,7 @@ def convert(
     command = "smolvla-edge " + shlex.join(sys.argv[1:])
     with output.progress(f"writing {bundle}") as report:
         made = write_bundle(source, bundle, report, dtype=dtype.value, force=force, command=command)
+    cache = _packed_cache(bundle) if packed_cache else None
     seconds = time.perf_counter() - started
     size = sum(record.nbytes for record in made.files.values())
     dead = sum(entry.nbytes for entry in source.dead.values())
@@ -109,6 +111,7 @@ def convert(
                 "dead_tensors": sorted(source.dead),
                 "bytes": size,
                 "seconds": round(seconds, 3),
+                "packed_cache": cache,
                 "unnormalized": list(made.contract.unnormalized),
             }
         )
@@ -123,9 +126,19 @@ def convert(
                     "left out",
                     f"{len(source.dead)} that never reach an action, {output.megabytes(dead)}",
                 ),
+                *([("packed cache", cache)] if cache else []),
                 ("time", f"{seconds:.1f} s"),
                 ("next", f"smolvla-edge inspect {shlex.quote(str(bundle))}"),
             ],
         )
     for feature in made.contract.unnormalized:
         output.warn(f"{feature} is NOT normalised, as --allow-unnormalized asked")
+
+
+def _packed_cache(bundle: Path) -> str:
+    """Write the new bundle's packed cache; -> what became of it."""
+    from smolvla_edge.policy import load
+
+    with output.busy("packing"), output.warnings_as_lines():
+        policy = load(bundle, packed_cache=True, allow_unnormalized=True)
+    return str(policy.provenance["packed_cache"])

@@ -22,6 +22,7 @@ from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
 from smolvla_edge.cli.run import chunk_json, provenance_facts
 from smolvla_edge.errors import CheckpointError, MissingExtraError, SmolVLAEdgeError
+from smolvla_edge.paths import user_cache
 from smolvla_edge.version import __version__
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    packed_cache: args.PackedCache = False,
     as_json: args.AsJson = False,
 ) -> None:
     """Photographs in, actions out: try this first.
@@ -72,6 +74,9 @@ def demo(
     your cache), reads two photographs that come with the package, predicts, prints the time of
     every stage for the first call and for warm ones, and draws the chunk. Nothing is downloaded.
     Untrained weights: speed and plumbing are real, the behaviour is not.
+
+    With --packed-cache it runs from a bundle of that checkpoint and its packed cache (another
+    1.8 GB, kept beside it): the second time it loads in a fraction of a second.
 
     \b
     Example:
@@ -86,11 +91,13 @@ def demo(
     output.note(f"smolvla-edge {__version__} demo, {UNTRAINED}")
     picture = _plot_target(plot)
     folder = _checkpoint(size.value, keep)
+    if packed_cache:
+        folder = _bundle(folder)
     from smolvla_edge.policy import load
 
     started = time.perf_counter()
-    with output.busy("loading"):
-        policy = load(folder, threads=threads)
+    with output.busy("loading"), output.warnings_as_lines():
+        policy = load(folder, threads=threads, packed_cache=packed_cache)
     load_seconds = time.perf_counter() - started
     images = _photographs(policy)
     state = _rest_state(policy)
@@ -144,9 +151,7 @@ def _plot_target(plot: Path | None) -> Path | None:
 
 def cache_folder() -> Path:
     """Where the demo's checkpoint is kept for the next time."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "smolvla-edge" / "demo"
+    return user_cache() / "demo"
 
 
 def _checkpoint(size: str, keep: Path | None) -> Path:
@@ -171,6 +176,18 @@ def _checkpoint(size: str, keep: Path | None) -> Path:
                     "Name another place with --keep DIR"
                 ) from cause
     output.note(f"made {folder} in {time.perf_counter() - started:.1f} s")
+    return folder
+
+
+def _bundle(checkpoint: Path) -> Path:
+    """The checkpoint as a bundle beside it, made when it is not there yet."""
+    from smolvla_edge.bundle import is_bundle, write_bundle
+    from smolvla_edge.checkpoint import read_checkpoint
+
+    folder = checkpoint.with_name(f"{checkpoint.name}-bundle")
+    if not is_bundle(folder):
+        with output.progress(f"making a bundle in {folder}") as report:
+            write_bundle(read_checkpoint(checkpoint), folder, report)
     return folder
 
 

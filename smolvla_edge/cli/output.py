@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,6 +177,16 @@ def print_timings(columns: Mapping[str, Mapping[str, float]]) -> None:
         [("stage", "left"), *((name, "right") for name in columns)],
         ((stage, *(f"{times[stage]:.1f}" for times in columns.values())) for stage in stages),
     )
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """What the package warns of, as lines for a person."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        warn(f"warning: {warning.message}")
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    packed_cache: args.PackedCache = False,
     as_json: args.AsJson = False,
 ) -> None:
     """One observation in, one chunk of actions out.
@@ -91,7 +92,7 @@ def run(
     frames = args.frames(image)
     from smolvla_edge.policy import load
 
-    with output.busy(f"loading {path}"):
+    with output.busy(f"loading {path}"), output.warnings_as_lines():
         policy = load(
             path,
             plan=plan,
@@ -103,6 +104,7 @@ def run(
             backend=backend,
             threads=threads,
             revision=revision,
+            packed_cache=packed_cache,
         )
     with output.busy("predicting"):
         chunk = policy.predict(frames, values, task, seed=seed)
@@ -163,6 +165,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("arithmetic", facts["compute"]),
         ("source", facts["source"]),
         ("bundle", facts["bundle"] or "no bundle: a checkpoint read directly"),
+        *([("packed cache", facts["packed_cache"])] if "packed_cache" in facts else []),
         ("seed", str(facts["seed"])),
         ("cameras", ", ".join(facts["cameras"])),
     ]

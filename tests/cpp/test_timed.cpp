@@ -59,7 +59,7 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     const Linear* plain = ops.load_linear(source, {"a"}, {}, kIn, {kOut}, false);
     const Linear* gated = ops.load_linear(source, {"b", "c"}, {}, kIn, {kOut, kOut}, true);
     const std::vector<float> ones(size_t(kIn) * kOut, 1.0f);
-    const Linear* computed = ops.make_linear(ones.data(), kOut, kIn);
+    const Linear* computed = ops.make_linear("computed", ones.data(), kOut, kIn);
     KvStore* kv = ops.make_kv(2, 16, 32);
     const Mat x = filled(ops, kRows, kIn), y = ops.make_mat(kRows, kOut);
     const Mat z = ops.make_mat(kRows, kOut), q = filled(ops, kRows, 64);

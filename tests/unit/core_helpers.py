@@ -19,13 +19,14 @@ def tensors_of(source) -> list[tuple]:
     ]
 
 
-def make(source, *, tensors=None, stats=None, threads=1, isa="", **config):
+def make(source, *, tensors=None, stats=None, threads=1, isa="", packed=None, **config):
     return _core.Engine(
         {**source.model.to_dict(), **config},
         tensors_of(source) if tensors is None else tensors,
         source.contract.engine_stats() if stats is None else stats,
         threads,
         isa,
+        packed=packed,
     )
 
 
