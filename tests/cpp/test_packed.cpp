@@ -12,6 +12,7 @@
 #include <set>
 
 #include "check.h"
+#include "isas.h"
 #include "runtime/hash.h"
 #include "runtime/packed_image.h"
 #include "runtime/partial_file.h"
