@@ -301,8 +301,9 @@ void test_engine() {
     const std::string path = folder + "/engine.bin";
     ThreadPool pool(2);
     std::set<std::string> layouts;
+    const std::vector<std::string> isas = runnable_isas();
     for (Compute compute : {Compute::float32, Compute::bfloat16})
-        for (const std::string& isa : runnable_isas()) {
+        for (const std::string& isa : isas) {
             const PackedKey key{packed_layout(isa, compute), compute_name(compute), "b", "c"};
             layouts.insert(key.layout);
             Engine made(c, {}, {}, weights.entries, 2, isa, compute);
