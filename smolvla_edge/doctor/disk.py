@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolvla_edge.doctor.finding import PASS, WARN, Finding, gib
+from smolvla_edge.paths import user_cache
 
 _SPARE = 256 << 20  # a disk that is full to the last byte breaks other programs
 
@@ -22,10 +23,8 @@ class DiskFacts:
 
 
 def cache_folder() -> Path:
-    """Where this package keeps files between calls."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    home = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
-    return home / "smolvla-edge"
+    """Where packed weights are kept when nobody says where."""
+    return user_cache() / "packed"
 
 
 def read_disk(folder: Path) -> DiskFacts:
@@ -46,13 +45,15 @@ def check_disk(f: DiskFacts, needed: int) -> Finding:
             "machine",
             "disk",
             WARN,
-            f"{f.folder} cannot be written to: nothing can be cached there",
+            f"{f.folder} cannot be written to: no packed weights can be kept there",
             f"give this user rights to it, {choose}",
             facts,
         )
     if f.free is None:
         return Finding("machine", "disk", PASS, f"{f.folder}: free space not readable", facts=facts)
-    message = f"{gib(f.free)} free in {f.folder}, packed weights take {gib(needed)}"
+    message = (
+        f"{gib(f.free)} free in {f.folder}; a packed cache (--packed-cache) takes {gib(needed)}"
+    )
     if f.free < needed + _SPARE:
         return Finding("machine", "disk", WARN, message, f"free some space, {choose}", facts)
     return Finding("machine", "disk", PASS, message, facts=facts)

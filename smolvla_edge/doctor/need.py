@@ -12,6 +12,7 @@ from smolvla_edge.safetensors_file import TensorEntry
 
 _PANEL = 32  # outputs of a packed weight come in panels of this many (csrc/cpu/pack.h)
 _MAPPED = "text.embed.weight"  # gathered from the file, never copied
+_TABLE = "vision.position.weight"  # added in float32, and kept so
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def model_need(
     what: str, model: ModelConfig, tensors: Mapping[str, Any], core: Any, threads: int
 ) -> Need:
     """`tensors` are those an engine gets: {canonical name: entry with dtype and shape}."""
-    weights = sum(_packed(entry) for name, entry in tensors.items() if name != _MAPPED)
+    weights = sum(_packed(name, entry) for name, entry in tensors.items() if name != _MAPPED)
     return Need(what, weights, int(core.buffer_bound(model.to_dict(), threads)))
 
 
@@ -43,10 +44,12 @@ def reference_need(core: Any, threads: int) -> Need:
     return model_need("a policy of SmolVLA's size", model, tensors, core, threads)
 
 
-def _packed(entry: TensorEntry) -> int:
-    """bfloat16 stays as it is; float16 is widened; outputs are padded to whole panels."""
-    size = 2 if entry.dtype == "BF16" else 4
-    if len(entry.shape) < 2:
+def _packed(name: str, entry: TensorEntry) -> int:
+    """Matrices in bfloat16 stay so, float16 is widened; outputs are padded to whole panels.
+
+    Vectors and the position table are float32.
+    """
+    if len(entry.shape) < 2 or name == _TABLE:
         return prod(entry.shape) * 4
     out = -(-entry.shape[0] // _PANEL) * _PANEL
-    return out * prod(entry.shape[1:]) * size
+    return out * prod(entry.shape[1:]) * (2 if entry.dtype == "BF16" else 4)

@@ -271,6 +271,6 @@ class TestDisk:
 
     def test_the_cache_follows_the_environment(self, monkeypatch, tmp_path):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert cache_folder() == tmp_path / "smolvla-edge"
+        assert cache_folder() == tmp_path / "smolvla-edge" / "packed"
         monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the specification ignores those
-        assert cache_folder() == Path.home() / ".cache" / "smolvla-edge"
+        assert cache_folder() == Path.home() / ".cache" / "smolvla-edge" / "packed"

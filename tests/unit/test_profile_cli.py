@@ -71,7 +71,10 @@ class TestRecording:
                 if op.kind == "attention":
                     assert op.name.startswith(f"{tower}.layers."), op.name
         flow = recorded.typical.stages[-1]
-        assert flow.ops[0].name == "computed" and flow.ops[-1].name == "flow flow_update"
+        assert (
+            flow.ops[0].name == "time_in after action_in"
+            and flow.ops[-1].name == "flow flow_update"
+        )
 
     def test_the_account_adds_up(self, recorded):
         a = account(recorded.typical)
@@ -174,7 +177,7 @@ class TestRecording:
         computes = {op.name: op.compute for op in ops}
         assert computes["vision.layers.0.attn.q+k+v"] == "bfloat16"
         assert computes["vision.layers.0 attention"] == "bfloat16"
-        assert computes["computed"] == computes["action_out"] == "float32"
+        assert computes["time_in after action_in"] == computes["action_out"] == "float32"
 
 
 class TestCommand:
