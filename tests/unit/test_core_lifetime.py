@@ -44,6 +44,7 @@ def test_a_refusal_leaves_no_file_open(source):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.real_cpu  # qemu: 2 minutes
 def test_every_count_of_steps_in_one_engine(engine):
     """The table of time vectors is made once; it used to fill the arena."""
     call = arguments(frames=[None, None], horizon=1)
@@ -133,6 +134,7 @@ def child(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.real_cpu  # qemu: does not apply RLIMIT_AS to its guest
 def test_threads_that_the_system_refuses(folder):
     result = child(
         folder,

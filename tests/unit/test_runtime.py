@@ -72,6 +72,7 @@ def resident_kib() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+@pytest.mark.real_cpu  # qemu: its own memory grows with the code it translates
 def test_memory_is_flat_over_200_calls(folder):
     policy = smolvla_edge.load(folder, threads=2)
     for _ in range(20):
@@ -148,6 +149,7 @@ def test_importing_is_quiet_and_light(folder):
     assert (result.stdout + result.stderr).strip() == "[] True"
 
 
+@pytest.mark.real_cpu  # qemu: 3 minutes
 def test_ctrl_c_stops_a_call_and_the_policy_lives_on(folder):
     """SIGINT arrives while the engine computes; the next call works."""
     result = child(
