@@ -76,7 +76,7 @@ void Expert::fold_time_mlp(const TensorSource& source) {
     float* time_bias = ops_.make_weights("folded bias of time_in", w);
     time_weight_ = time_weight;
     time_bias_ = time_bias;
-    const std::string folded_name = "computed";
+    const std::string folded_name = "time_in after action_in";
     if (ops_.weights_filled()) {
         action_in_ = ops_.make_linear(folded_name, nullptr, width, dims);
         return;
