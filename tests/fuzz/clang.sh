@@ -21,6 +21,7 @@ for candidate in "${candidates[@]}"; do
     fi
 done
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    apt-get update >&2 || true  # a new machine has no lists; an old list may do
     for version in 14 18 19; do
         if apt-get install -y --no-install-recommends \
             "clang-$version" "libclang-rt-$version-dev" >&2 && works "clang++-$version"; then
