@@ -81,8 +81,8 @@ bool sampled(int row, int rows) {
     return rows <= 16 || row < 3 || row >= rows - 2 || row % 37 == 0;
 }
 
-std::vector<Bound> expected(const Case& c, const Mat& x, const WeightFile& w,
-                            const std::vector<float>& bias, const Mat& residual) {
+std::vector<Bound> expected(const Case& c, const Mat& x, const WeightFile& w, const Mat& bias,
+                            const Mat& residual) {
     const bool rounds = c.bf16_weights && c.compute == Compute::bfloat16;
     std::vector<Bound> bounds(size_t(c.rows) * c.out, {NAN, 0});
     for (int r = 0; r < c.rows; ++r) {
@@ -99,7 +99,7 @@ std::vector<Bound> expected(const Case& c, const Mat& x, const WeightFile& w,
                     size += std::fabs(product);
                 }
                 part[p] = dot(sum, size, c.in);
-                if (!bias.empty()) part[p].value += bias[size_t(column)];
+                if (c.bias) part[p].value += bias.value(0, column);
                 part[p].allowed += kEps * std::fabs(part[p].value);
             }
             const bool coarse = c.y != Storage::f32;
@@ -123,14 +123,13 @@ void check(Judge& judge, const Case& c) {
     const LooseMat x(c.rows, c.in, unsigned(c.rows + c.in), c.x);
     const LooseMat residual(c.rows, c.out, 3u);
     // The kernels read biases in whole panels; gated ones have their own, packed, in the weight.
-    std::vector<float> bias;
-    if (c.bias) bias = randoms(size_t(c.out + 31) / 32 * 32, 4);
-    judge.run(c.name(), c.compute, expected(c, x.mat, w, bias, residual.mat), [&](Backend& b) {
+    const LooseMat bias(1, (c.out + 31) / 32 * 32, 4u);
+    judge.run(c.name(), c.compute, expected(c, x.mat, w, bias.mat, residual.mat), [&](Backend& b) {
         const TensorSource source(w.entries);
         const Linear* linear = b.load_linear(source, w.names, {}, c.in, w.outs, c.gated);
         LooseMat y(c.rows, c.out, c.y);
         LinearOptions o;
-        o.bias = c.bias ? bias.data() : nullptr;
+        o.bias = c.bias ? bias.mat.data : nullptr;
         o.activation = c.activation;
         if (c.residual) o.residual = residual.mat;
         o.scale = c.scale;
