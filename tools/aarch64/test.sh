@@ -15,7 +15,9 @@ export CXX=aarch64-linux-gnu-g++  # a test compiles a library and loads it
 
 core=(
     tests/golden/test_native_golden.py tests/golden/test_gate.py tests/golden/test_batches.py
-    tests/golden/test_pipeline.py tests/unit/test_cpu_ops.py tests/unit/test_core_lifetime.py
+    tests/golden/test_pipeline.py
+    tests/golden/test_bfloat16.py tests/unit/test_isas.py tests/unit/test_cpu_ops.py
+    tests/unit/test_benchmark_kernels.py tests/unit/test_core_lifetime.py
     tests/unit/test_core_refusals.py tests/unit/test_bundle_witness.py tests/unit/test_runtime.py
 )
 [ "$QEMU_CPU" != max ] || core=(tests)
