@@ -218,7 +218,8 @@ public:
             const ptrdiff_t ld = score_ld(kv->capacity);
             float* scores = scratch_[static_cast<size_t>(thread)];
             Mat queries = q.below(first, rows).columns(head * s.head_dim, s.head_dim);
-            if (!exact) queries = convert(queries, kv->storage, scores + query_block() * ld);
+            if (q.storage != kv->storage)
+                queries = convert(queries, kv->storage, scores + query_block() * ld);
             for (int k = 0; k < keys; k += kPanel)
                 for (int t = 0; t < tiles; ++t) {
                     const int r = part_start(rows, tiles, t);

@@ -210,6 +210,20 @@ inline float lane_max(F32x16 v) {
     return lane[0];
 }
 
+// The largest of x[0..count): in four chains, because a max depends on the one before it.
+inline float largest(const float* x, int count) {
+    const int whole = count / 16 * 16;
+    F32x16 most[4];
+    for (F32x16& m : most) m = F32x16::broadcast(x[0]);
+    int c = 0;
+    for (; c + 64 <= whole; c += 64)
+        for (int i = 0; i < 4; ++i) most[i] = max(most[i], F32x16::load(x + c + 16 * i));
+    for (; c < whole; c += 16) most[0] = max(most[0], F32x16::load(x + c));
+    float top = lane_max(max(max(most[0], most[1]), max(most[2], most[3])));
+    for (; c < count; ++c) top = top > x[c] ? top : x[c];
+    return top;
+}
+
 inline void layer_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
                        const float* bias, float eps, float* y, ptrdiff_t ldy, Storage storage) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {
@@ -264,10 +278,7 @@ inline void softmax(float* scores, ptrdiff_t ld, int rows, const int* lengths, i
     for (int r = 0; r < rows; ++r, scores += ld) {
         const int length = lengths[r];
         const int whole = length / 16 * 16, rest = length - whole;
-        F32x16 largest = F32x16::broadcast(scores[0]);
-        for (int c = 0; c < whole; c += 16) largest = max(largest, F32x16::load(scores + c));
-        float top = lane_max(largest);
-        for (int c = whole; c < length; ++c) top = top > scores[c] ? top : scores[c];
+        const float top = largest(scores, length);
         const F32x16 origin = F32x16::broadcast(top);
         F32x16 sum = F32x16::zero();
         for (int c = 0; c < whole; c += 16) {
@@ -294,10 +305,7 @@ inline void softmax_bf16(float* scores, ptrdiff_t ld, int rows, const int* lengt
     for (int r = 0; r < rows; ++r, scores += ld) {
         const int length = lengths[r];
         const int whole = length / 16 * 16, rest = length - whole;
-        F32x16 largest = F32x16::broadcast(scores[0]);
-        for (int c = 0; c < whole; c += 16) largest = max(largest, F32x16::load(scores + c));
-        float top = lane_max(largest);
-        for (int c = whole; c < length; ++c) top = top > scores[c] ? top : scores[c];
+        const float top = largest(scores, length);
         const F32x16 origin = F32x16::broadcast(-top) * factor;
         F32x16 sum = F32x16::zero();
         // In place: the words of column c never reach the scores of column c + 16.

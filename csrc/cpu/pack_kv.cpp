@@ -1,5 +1,4 @@
-// Keys and values into their panels (pack.h). Scalar: a thousandth of the attention that reads
-// them.
+// Keys and values into their panels (pack.h). Scalar: a hundredth of the attention that reads them.
 #include <algorithm>
 #include <cstring>
 
@@ -8,10 +7,15 @@
 namespace smolvla::cpu {
 namespace {
 
-// The bits of the nearest bfloat16 in the upper half, as round_bf16 of simd/scalar.h.
-uint32_t round_bits(float x) {
+uint32_t as_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
+    return bits;
+}
+
+// The bits of the nearest bfloat16 in the upper half, as round_bf16 of simd/scalar.h.
+uint32_t round_bits(float x) {
+    const uint32_t bits = as_bits(x);
     const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
     const bool subnormal = (bits & 0x7f800000u) == 0;
@@ -25,11 +29,37 @@ float as_float(uint32_t bits) {
     return x;
 }
 
+// The bfloat16 of two positions, `even` and `odd`, of one column each in the half that is kept.
+float paired(uint32_t even, uint32_t odd) { return as_float((even & 0xffff0000u) | odd >> 16); }
+
+// A row of values [width] in pairs of columns into its half of a row of pairs of positions. The
+// even position clears the odd one, which follows in the next row, if any.
+void put_even(const float* from, int width, float* to) {
+    for (int i = 0; i + 1 < width; i += 2) {
+        const uint32_t word = as_bits(from[i / 2]);
+        to[i] = paired(word, 0);
+        to[i + 1] = paired(word << 16, 0);
+    }
+}
+void put_odd(const float* from, int width, float* to) {
+    for (int i = 0; i + 1 < width; i += 2) {
+        const uint32_t word = as_bits(from[i / 2]);
+        to[i] = paired(as_bits(to[i]), word);
+        to[i + 1] = paired(as_bits(to[i + 1]), word << 16);
+    }
+}
+
 }  // namespace
 
 void pack_keys(KvStore& kv, int head, Mat rows, int first) {
     const int dim = kv.head_dim, at = first % kPanel;
     float* panel = kv.key_panel(head, first) + at;
+    if (rows.storage == Storage::bf16) {
+        const ptrdiff_t at_head = head * dim / 2;
+        for (int d = 0; d < dim / 2; ++d)
+            for (int r = 0; r < rows.rows; ++r) panel[d * kPanel + r] = rows.row(r)[at_head + d];
+        return;
+    }
     if (kv.storage == Storage::bf16) {
         for (int d = 0; d < dim; d += 2)
             for (int r = 0; r < rows.rows; ++r) {
@@ -53,8 +83,13 @@ void pack_values(KvStore& kv, int head, Mat rows, int first) {
         const int width = std::min(kPanel, dim - c);
         float* panel = kv.value_panel(head, c / kPanel);
         for (int r = 0; r < rows.rows; ++r) {
-            const float* from = rows.row(r) + head * dim + c;
+            const float* from = rows.at(r, head * dim + c);
             const int position = first + r;
+            if (rows.storage == Storage::bf16) {
+                float* to = panel + size_t(position / 2) * kPanel;
+                (position % 2 == 0 ? put_even : put_odd)(from, width, to);
+                continue;
+            }
             if (kv.storage == Storage::f32) {
                 std::memcpy(panel + size_t(position) * kPanel, from, sizeof(float) * width);
                 continue;
@@ -64,18 +99,10 @@ void pack_values(KvStore& kv, int head, Mat rows, int first) {
                 for (int i = 0; i < width; ++i) to[i] = as_float(round_bits(from[i]));
                 continue;
             }
-            // The even position of a pair clears the odd one, which follows in the next row, if
-            // any.
             float* to = panel + size_t(position / 2) * kPanel;
-            if (position % 2 == 0) {
-                for (int i = 0; i < width; ++i) to[i] = as_float(round_bits(from[i]));
-            } else {
-                for (int i = 0; i < width; ++i) {
-                    uint32_t word;
-                    std::memcpy(&word, &to[i], 4);
-                    to[i] = as_float((word & 0xffff0000u) | round_bits(from[i]) >> 16);
-                }
-            }
+            for (int i = 0; i < width; ++i)
+                to[i] = position % 2 == 0 ? as_float(round_bits(from[i]))
+                                          : paired(as_bits(to[i]), round_bits(from[i]));
         }
     }
 }

@@ -56,7 +56,7 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
     patches_ = ops.make_activation(patches, patch_inputs, c.patch_size);
     x_ = ops.make_mat(patches, width);
     normed_ = ops.make_activation(patches, width, width);
-    qkv_ = ops.make_mat(patches, 3 * width);
+    qkv_ = ops.make_activation(patches, 3 * width, width / c.vision_heads);
     attended_ = ops.make_activation(patches, width, width / c.vision_heads);
     hidden_ = ops.make_activation(patches, c.vision_mlp);
     gathered_positions_ = ops.make_mat(patches, width);

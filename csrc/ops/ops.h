@@ -118,9 +118,10 @@ public:
     virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;
     // Rotates every head of x in place; row i by the angles of table row first + i.
     virtual void rope(Mat x, int heads, Mat cosine, Mat sine, int first) = 0;
-    // Writes rows of keys and values [rows, kv_heads * head_dim] at positions first...
+    // Writes rows of keys and values [rows, kv_heads * head_dim] at positions first... Keys, values
+    // and q are float32 or of activation_storage(head_dim).
     virtual void store_kv(Mat keys, Mat values, KvStore* kv, int first) = 0;
-    // q float32, out activations.
+    // out activations.
     virtual void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) = 0;
     // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
     virtual void letterbox(const Frame& frame, float* pixels, int height, int width) = 0;

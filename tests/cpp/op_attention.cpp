@@ -82,18 +82,28 @@ std::vector<Bound> expected(const Case& c, const Mat& q, const Mat& k, const Mat
 void check(Judge& judge, const Case& c) {
     const LooseMat q(c.rows, c.heads * c.dim, 1u), k(c.keys, c.kv_heads * c.dim, 2u),
         v(c.keys, c.kv_heads * c.dim, 3u);
+    const std::vector<Bound> bounds = expected(c, q.mat, k.mat, v.mat);
     std::vector<int> lengths;
     for (int r = 0; r < c.rows; ++r) lengths.push_back(length_of(c, r));
-    judge.run(c.name(), c.compute, expected(c, q.mat, k.mat, v.mat), [&](Backend& b) {
+    const auto attend = [&](Backend& b, const Mat& q, const Mat& k, const Mat& v) {
         KvStore* kv = b.make_kv(c.kv_heads, c.dim, c.keys + 5);
         // In two goes, as the expert does, and cut at an odd position, which halves a pair.
         const int cut = c.keys / 3 | 1, rest = c.keys - cut;
-        b.store_kv(k.mat.top(std::min(cut, c.keys)), v.mat.top(std::min(cut, c.keys)), kv, 0);
-        if (rest > 0) b.store_kv(k.mat.below(cut, rest), v.mat.below(cut, rest), kv, cut);
+        b.store_kv(k.top(std::min(cut, c.keys)), v.top(std::min(cut, c.keys)), kv, 0);
+        if (rest > 0) b.store_kv(k.below(cut, rest), v.below(cut, rest), kv, cut);
         LooseMat out(c.rows, c.heads * c.dim, c.out);
-        b.attention(q.mat, kv, {c.heads, c.kv_heads, c.dim, lengths.data()}, out.mat);
+        b.attention(q, kv, {c.heads, c.kv_heads, c.dim, lengths.data()}, out.mat);
         judge.require(out.margins_untouched(), c.name() + ": writes beside its result");
         return out.values();
+    };
+    judge.run(c.name(), c.compute, bounds,
+              [&](Backend& b) { return attend(b, q.mat, k.mat, v.mat); });
+    if (c.compute == Compute::float32) return;
+    judge.run(c.name() + ", q, k and v rounded", c.compute, bounds, [&](Backend& b) {
+        const Storage s = b.activation_storage(c.dim);
+        const LooseMat q(c.rows, c.heads * c.dim, 1u, s), k(c.keys, c.kv_heads * c.dim, 2u, s),
+            v(c.keys, c.kv_heads * c.dim, 3u, s);
+        return attend(b, q.mat, k.mat, v.mat);
     });
 }
 
