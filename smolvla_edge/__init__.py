@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from smolvla_edge.version import __version__
 
 if TYPE_CHECKING:
-    from smolvla_edge.bundle import Bundle, read_bundle, write_bundle
+    from smolvla_edge.bundle import Bundle, read_bundle
+    from smolvla_edge.bundle_writer import write_bundle
     from smolvla_edge.checkpoint import Checkpoint, read_checkpoint
     from smolvla_edge.chunk import ActionChunk
     from smolvla_edge.contract import Contract
@@ -54,7 +55,7 @@ _HOMES = {
     "load": "policy",
     "read_bundle": "bundle",
     "read_checkpoint": "checkpoint",
-    "write_bundle": "bundle",
+    "write_bundle": "bundle_writer",
 }
 
 

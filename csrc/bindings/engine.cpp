@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/engine_arguments.h"
 #include "bindings/gil.h"
 #include "bindings/made.h"
 #include "model/engine.h"
@@ -14,85 +15,6 @@ namespace {
 struct BoundEngine : MadeByInit, Engine {
     using Engine::Engine;
 };
-
-// What the entries of a dict are part of, for errors.
-struct Source {
-    ErrorKind kind;
-    const char* name;
-};
-
-py::dict dict_of(const py::object& object, const Source& source) {
-    if (!py::isinstance<py::dict>(object))
-        fail(source.kind, "%s: expected a dict, got %s", source.name,
-             py::str(py::type::of(object)).cast<std::string>().c_str());
-    return py::reinterpret_borrow<py::dict>(object);
-}
-
-template <class T>
-void take(const py::dict& dict, const char* name, T& field, const Source& source) {
-    if (!dict.contains(name)) fail(source.kind, "%s lacks %s", source.name, name);
-    try {
-        field = dict[name].cast<T>();
-    } catch (const py::cast_error&) {
-        fail(source.kind, "%s: %s = %s has a wrong type", source.name, name,
-             py::str(dict[name]).cast<std::string>().c_str());
-    }
-}
-
-ModelConfig config_of(const py::dict& d) {
-    const Source source{ErrorKind::checkpoint, "the model configuration"};
-    ModelConfig c{};
-#define TAKE(field) take(d, #field, c.field, source)
-    TAKE(vision_width), TAKE(vision_mlp), TAKE(vision_heads), TAKE(vision_layers);
-    TAKE(patch_size), TAKE(image_size), TAKE(vision_eps), TAKE(scale_factor);
-    TAKE(text_width), TAKE(text_mlp), TAKE(heads), TAKE(kv_heads), TAKE(head_dim);
-    TAKE(text_layers), TAKE(vocab), TAKE(rms_eps);
-    TAKE(expert_width), TAKE(expert_mlp), TAKE(expert_layers);
-    TAKE(cross_attention), TAKE(self_attn_every_n), TAKE(rope_theta);
-    TAKE(max_cameras), TAKE(tokenizer_max_length);
-    TAKE(add_image_special_tokens), TAKE(fake_token_id), TAKE(global_token_id);
-    TAKE(chunk_size), TAKE(num_steps), TAKE(min_period), TAKE(max_period);
-    TAKE(max_state_dim), TAKE(max_action_dim), TAKE(state_dim), TAKE(action_dim);
-    TAKE(adapt_to_pi_aloha);
-#undef TAKE
-    if (d.contains("resize") && !d["resize"].is_none()) {
-        std::vector<int> size;
-        take(d, "resize", size, source);
-        if (size.size() != 2)
-            fail(ErrorKind::checkpoint, "resize: expected a width and a height, got %zu numbers",
-                 size.size());
-        c.resize_width = size[0];
-        c.resize_height = size[1];
-    }
-    c.check();
-    return c;
-}
-
-Statistics statistics_of(const py::dict& stats, const char* feature, int dims) {
-    Statistics s;
-    if (!stats.contains(feature)) return s;
-    const std::string name = std::string("statistics of ") + feature;
-    const Source source{ErrorKind::checkpoint, name.c_str()};
-    const py::dict d = dict_of(stats[feature], source);
-    std::string mode;
-    take(d, "mode", mode, source);
-    if (mode == "IDENTITY") return s;
-    if (mode != "MEAN_STD" && mode != "RANGE")
-        fail(ErrorKind::checkpoint, "%s: expected mode IDENTITY, MEAN_STD or RANGE, got %s",
-             source.name, mode.c_str());
-    s.mode = mode == "RANGE" ? Statistics::Mode::range : Statistics::Mode::mean_std;
-    const auto vector = [&](const char* key, std::vector<float>& values) {
-        py::object array;
-        take(d, key, array, source);
-        const float* from = data_of<float>(array, name.c_str(), {dims});
-        values.assign(from, from + dims);
-    };
-    vector("a", s.a);
-    vector("b", s.b);
-    if (d.contains("eps")) take(d, "eps", s.eps, source);
-    if (d.contains("eps_in_range")) take(d, "eps_in_range", s.eps_in_range, source);
-    return s;
-}
 
 using TensorTuple =
     std::tuple<std::string, std::string, std::vector<int64_t>, std::string, uint64_t, uint64_t>;
@@ -120,87 +42,6 @@ std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
     engine->set_interrupt_check(check_signals);
     return engine;
 }
-
-// Valid token ids as int32.
-std::vector<int> token_ids(const ModelConfig& c, const py::object& tokens, const py::object& mask) {
-    const int64_t* ids = data_of<int64_t>(tokens, "tokens", {-1});
-    const int count = dim(tokens, 0);
-    const uint8_t* valid = mask.is_none() ? nullptr : mask_of(mask, "token_mask", count);
-    std::vector<int> out;
-    for (int i = 0; i < count; ++i) {
-        if (valid && !valid[i]) continue;
-        if (ids[i] < 0 || ids[i] >= c.vocab)
-            fail(ErrorKind::input, "token %lld is outside the vocabulary of %d",
-                 static_cast<long long>(ids[i]), c.vocab);
-        if (static_cast<int>(out.size()) == c.max_prefix())
-            fail(ErrorKind::input, "tokens: expected at most %d valid ids, got more",
-                 c.max_prefix());
-        out.push_back(static_cast<int>(ids[i]));
-    }
-    return out;
-}
-
-struct FlowArguments {
-    FlowInput flow;
-    py::object previous;  // keeps the array alive while the caller's dict is out of our hands
-
-    FlowArguments(const Engine& engine, const py::object& noise, int steps, int horizon,
-                  const py::object& rtc) {
-        const ModelConfig& c = engine.config();
-        flow.rows = horizon;
-        flow.steps = steps;
-        flow.noise = data_of<float>(noise, "noise", {-1, c.max_action_dim});
-        if (dim(noise, 0) < horizon)
-            fail(ErrorKind::input, "noise: expected at least %d rows (the horizon), got %d",
-                 horizon, dim(noise, 0));
-        if (!rtc.is_none()) guide({ErrorKind::input, "rtc"}, rtc);
-        engine.check_flow(flow);  // before an array of `horizon` rows is made
-    }
-
-private:
-    void guide(const Source& source, const py::object& rtc) {
-        const py::dict d = dict_of(rtc, source);
-        Guidance& g = flow.guidance;
-        take(d, "prev", previous, source);
-        g.previous = data_of<float>(previous, "prev_chunk_left_over", {-1, -1});
-        g.rows = dim(previous, 0);
-        g.dims = dim(previous, 1);
-        take(d, "inference_delay", g.inference_delay, source);
-        take(d, "execution_horizon", g.execution_horizon, source);
-        take(d, "max_guidance_weight", g.max_weight, source);
-        std::string schedule;
-        take(d, "schedule", schedule, source);
-        if (schedule == "LINEAR")
-            g.schedule = Guidance::Schedule::linear;
-        else if (schedule == "EXP")
-            g.schedule = Guidance::Schedule::exp;
-        else if (schedule == "ONES")
-            g.schedule = Guidance::Schedule::ones;
-        else if (schedule == "ZEROS")
-            g.schedule = Guidance::Schedule::zeros;
-        else
-            fail(ErrorKind::input, "rtc: expected schedule LINEAR, EXP, ONES or ZEROS, got %s",
-                 schedule.c_str());
-    }
-};
-
-struct SampleArguments {
-    std::vector<int> ids;
-    ModelInput model;
-
-    SampleArguments(const Engine& engine, const py::object& pixels, const py::object& camera_mask,
-                    const py::object& tokens, const py::object& token_mask, const py::object& state)
-        : ids(token_ids(engine.config(), tokens, token_mask)) {
-        model.pixels = data_of<float>(pixels, "pixels", {-1, 3, -1, -1});
-        model.cameras = dim(pixels, 0);
-        model.height = dim(pixels, 2);
-        model.width = dim(pixels, 3);
-        model.camera_mask = mask_of(camera_mask, "camera_mask", model.cameras);
-        model.tokens = ids.data();
-        model.token_count = static_cast<int>(ids.size());
-        model.state = data_of<float>(state, "state", {engine.config().max_state_dim});
-    }
-};
 
 py::array_t<float> sample_actions(BoundEngine& e, const py::object& pixels,
                                   const py::object& camera_mask, const py::object& tokens,

@@ -7,32 +7,11 @@
 #include "cpu/image.h"
 #include "cpu/isa.h"
 #include "cpu/pack.h"
+#include "cpu/rows.h"
 #include "runtime/error.h"
 #include "runtime/threads.h"
 
 namespace smolvla {
-
-Mat Backend::make_mat(int rows, int cols, Storage storage) {
-    // One spare cache line per row: strides that are multiples of 4 KiB would put the 14 rows of a
-    // tile into the same L1 set.
-    const ptrdiff_t ld = (words_of(cols, storage) + 15) / 16 * 16 + 16;
-    return {make_buffer(size_t(rows) * ld), rows, cols, ld, storage};
-}
-
-float Mat::value(int r, int column) const {
-    if (storage != Storage::bf16) return row(r)[column];
-    uint32_t word;
-    std::memcpy(&word, row(r) + column / 2, 4);
-    return bf16_to_f32(static_cast<uint16_t>(column % 2 == 0 ? word >> 16 : word & 0xffff));
-}
-
-Compute parse_compute(const std::string& name) {
-    for (Compute c : {Compute::float32, Compute::bfloat16})
-        if (name == compute_name(c)) return c;
-    fail(ErrorKind::backend, "compute: expected float32 or bfloat16, got %s", name.c_str());
-}
-const char* compute_name(Compute c) { return c == Compute::float32 ? "float32" : "bfloat16"; }
-
 namespace cpu {
 namespace {
 
@@ -281,21 +260,7 @@ public:
 
     void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
                      Mat out) override {
-        const size_t row_bytes = size_t(out.cols) * dtype_bytes(dtype);
-        for (int i = 0; i < count; ++i) {
-            const char* from = static_cast<const char*>(table) + size_t(ids[i]) * row_bytes;
-            for (int c = 0; c < out.cols; ++c) {
-                float value;
-                if (dtype == DType::f32) {
-                    std::memcpy(&value, from + size_t(c) * 4, 4);
-                } else {
-                    uint16_t bits;
-                    std::memcpy(&bits, from + size_t(c) * 2, 2);
-                    value = dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-                }
-                out.row(i)[c] = value * scale;
-            }
-        }
+        cpu::gather_rows(table, dtype, ids, count, scale, out);
     }
 
     void copy(Mat x, float scale, Mat y) override {
@@ -306,15 +271,7 @@ public:
 
     void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
                      float gain) override {
-        for (int r = 0; r < x.rows; ++r)
-            for (int c = 0; c < x.cols; ++c) {
-                float velocity = v.row(r)[c];
-                if (previous.data) {
-                    const float clean = x.row(r)[c] - t * velocity;
-                    velocity -= gain * ((previous.row(r)[c] - clean) * weight[r]);
-                }
-                x.row(r)[c] += dt * velocity;
-            }
+        cpu::flow_update(x, v, dt, t, previous, weight, gain);
     }
 
     BackendInfo info() const override {

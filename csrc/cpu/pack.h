@@ -77,8 +77,9 @@ Linear pack_matrix(WeightStore& store, const std::string& name, const float* wei
                    int in);
 
 // Rows of keys or values [n, kv_heads * head_dim] of one head at positions first..., which lie in
-// one panel of 32 positions: float32, or stored as the panels are. Pairs of positions that the rows fill by half keep their other half,
-// and a half beyond the last row becomes zero: it is multiplied with weights of zero.
+// one panel of 32 positions: float32, or stored as the panels are. Pairs of positions that the rows
+// fill by half keep their other half, and a half beyond the last row becomes zero: it is multiplied
+// with weights of zero.
 void pack_keys(KvStore& kv, int head, Mat rows, int first);
 void pack_values(KvStore& kv, int head, Mat rows, int first);
 

@@ -78,7 +78,7 @@ def convert(
       smolvla-edge inspect pick_cube     what it needs
       smolvla-edge run pick_cube ...     one chunk from files
     """
-    from smolvla_edge.bundle import write_bundle
+    from smolvla_edge.bundle_writer import write_bundle
     from smolvla_edge.checkpoint import read_checkpoint
 
     started = time.perf_counter()

@@ -181,7 +181,8 @@ def _checkpoint(size: str, keep: Path | None) -> Path:
 
 def _bundle(checkpoint: Path) -> Path:
     """The checkpoint as a bundle beside it, made when it is not there yet."""
-    from smolvla_edge.bundle import is_bundle, write_bundle
+    from smolvla_edge.bundle import is_bundle
+    from smolvla_edge.bundle_writer import write_bundle
     from smolvla_edge.checkpoint import read_checkpoint
 
     folder = checkpoint.with_name(f"{checkpoint.name}-bundle")

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from smolvla_edge.bundle import read_bundle, write_bundle
+from smolvla_edge.bundle import read_bundle
 from smolvla_edge.bundle_format import DESCRIPTION_FILE, TOKENIZER_FILE, WEIGHTS_FILE, digest_of
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli.arguments import parse_state
 from smolvla_edge.errors import SmolVLAEdgeError

@@ -17,7 +17,7 @@ from bundle_helpers import DESCRIPTION, TOKENIZER, WEIGHTS, load
 from test_core_refusals import CONFIG_LIES, WRONG
 from test_safetensors_file import MALFORMED
 
-from smolvla_edge.bundle import write_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.safetensors_file import SafetensorsFile

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from bundle_helpers import DESCRIPTION, TOKENIZER, WEIGHTS, describe, load, refused
 
-from smolvla_edge import bundle as bundle_module
-from smolvla_edge.bundle import is_bundle, read_bundle, write_bundle
+from smolvla_edge import bundle_writer
+from smolvla_edge.bundle import is_bundle, read_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import Checkpoint, read_checkpoint
 from smolvla_edge.errors import BundleError, PlanError, TokenizerError
 from smolvla_edge.presets import read_presets
@@ -119,7 +120,7 @@ class TestWriting:
                 raise OSError(13, "Permission denied")
             rename(source, target)
 
-        monkeypatch.setattr(bundle_module.os, "rename", refuse_new)
+        monkeypatch.setattr(bundle_writer.os, "rename", refuse_new)
         with pytest.raises(BundleError, match="Permission denied"):
             write_bundle(checkpoint, damaged, force=True)
         assert (damaged / DESCRIPTION).read_bytes() == before
@@ -152,7 +153,7 @@ class TestWriting:
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(bundle_module, "_move_into_place", fail)
+        monkeypatch.setattr(bundle_writer, "_move_into_place", fail)
         with pytest.raises(BundleError if isinstance(error, OSError) else KeyboardInterrupt):
             write_bundle(checkpoint, tmp_path / "b")
         assert list(tmp_path.iterdir()) == []
@@ -161,7 +162,7 @@ class TestWriting:
         self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-        monkeypatch.setattr(bundle_module.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda _: usage)
         with pytest.raises(BundleError, match="1 MiB free"):
             write_bundle(checkpoint, tmp_path / "b")
 

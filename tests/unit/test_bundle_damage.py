@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from bundle_helpers import DESCRIPTION, TOKENIZER, WEIGHTS, describe, header, load, refused
 
-from smolvla_edge.bundle import read_bundle, write_bundle
+from smolvla_edge.bundle import read_bundle
 from smolvla_edge.bundle_format import digest_of
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import Checkpoint, read_checkpoint
 from smolvla_edge.errors import BundleError, SmolVLAEdgeError
 from smolvla_edge.synthetic import make_checkpoint

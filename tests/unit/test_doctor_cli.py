@@ -9,7 +9,7 @@ import pytest
 from bundle_helpers import WEIGHTS
 
 from smolvla_edge import doctor as package
-from smolvla_edge.bundle import write_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli.app import app
 from smolvla_edge.doctor import report as report_module

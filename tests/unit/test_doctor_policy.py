@@ -11,7 +11,8 @@ from doctor_helpers import stands
 
 from smolvla_edge import _core
 from smolvla_edge.backends.native import NativeBackend
-from smolvla_edge.bundle import read_bundle, write_bundle
+from smolvla_edge.bundle import read_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.doctor import policy
 from smolvla_edge.doctor.cpu import CpuFacts

@@ -29,7 +29,7 @@ from policy_helpers import (
 
 import smolvla_edge
 from smolvla_edge.backends import choose
-from smolvla_edge.bundle import write_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.errors import (
     BackendError,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolvla_edge.bundle import read_bundle, write_bundle
+from smolvla_edge.bundle import read_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.errors import BackendError, BundleError, CheckpointError
 from smolvla_edge.policy import load

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from smolvla_edge.bundle import write_bundle
+from smolvla_edge.bundle_writer import write_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli.app import app
 from smolvla_edge.errors import BackendError, InputError

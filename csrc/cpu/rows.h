@@ -1,0 +1,11 @@
+// Operations on so few rows that they are not worth a thread; see ops/ops.h.
+#pragma once
+
+#include "ops/ops.h"
+
+namespace smolvla::cpu {
+
+void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale, Mat out);
+void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight, float gain);
+
+}  // namespace smolvla::cpu
