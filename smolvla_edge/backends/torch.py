@@ -7,7 +7,8 @@ computed and masked out, as LeRobot does it; only `predict` leaves nothing to ma
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,29 @@ from smolvla_edge.model.prefix import Cache
 IMPLEMENTED = ("steps", "horizon")
 
 Prompt = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """Full float32 on a GPU, whatever the process has set for its own models.
+
+    cuDNN computes convolutions in TF32 (10 bits of mantissa) unless told otherwise.
+    """
+    name: str = "fp32_precision"
+    full: str | bool = "ieee"
+    knobs: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    if hasattr(torch.backends.cudnn, "conv"):  # torch 2.9 and newer
+        knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    else:
+        name, full = "allow_tf32", False
+    before = [getattr(knob, name) for knob in knobs]
+    for knob in knobs:
+        setattr(knob, name, full)
+    try:
+        yield
+    finally:
+        for knob, value in zip(knobs, before, strict=True):
+            setattr(knob, name, value)
 
 
 class TorchBackend:
@@ -87,11 +111,13 @@ class TorchBackend:
             "plan_fields": list(IMPLEMENTED),
         }
 
+    @_exact_float32()
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             images = [self.model.encode_image(image) for image in self._images(pixels)]
             return _numpy(torch.cat(images))
 
+    @_exact_float32()
     def prefill(
         self,
         image_tokens: np.ndarray,
@@ -107,6 +133,7 @@ class TorchBackend:
         self._cache = cache
         return int(cache.valid.sum())
 
+    @_exact_float32()
     def denoise(
         self,
         noise: np.ndarray,
@@ -122,6 +149,7 @@ class TorchBackend:
         check_finite(actions)
         return actions
 
+    @_exact_float32()
     def sample_actions(
         self,
         pixels: np.ndarray,
@@ -141,6 +169,7 @@ class TorchBackend:
         check_finite(actions)
         return actions
 
+    @_exact_float32()
     def trace(
         self,
         pixels: np.ndarray,
@@ -161,6 +190,7 @@ class TorchBackend:
         self._sample(images, prompt, noise, plan, guidance, recorded.__setitem__)
         return {name: _numpy(value) for name, value in recorded.items()}
 
+    @_exact_float32()
     def predict(
         self,
         frames: Sequence[np.ndarray | None],

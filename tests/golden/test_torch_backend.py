@@ -119,6 +119,35 @@ def test_denoise_needs_a_prefix(checkpoint, inputs):
         fresh.denoise(inputs[-1])
 
 
+@pytest.fixture
+def tf32_allowed():
+    """The settings, as a process leaves them that allows TF32 for models of its own."""
+    knobs = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [knob.fp32_precision for knob in knobs]
+    for knob in knobs:
+        knob.fp32_precision = "tf32"
+    yield lambda: [knob.fp32_precision for knob in knobs]
+    for knob, value in zip(knobs, before, strict=True):
+        knob.fp32_precision = value
+
+
+def test_tf32_is_off_inside_and_left_alone_outside(backend, inputs, monkeypatch, tf32_allowed):
+    """A GPU would round products to 10 bits where the process allows it."""
+    encode, inside = backend.model.encode_image, []
+
+    def spy(image):
+        inside.extend(tf32_allowed())
+        return encode(image)
+
+    monkeypatch.setattr(backend.model, "encode_image", spy)
+    backend.encode_images(inputs[0][:1])
+    assert inside == ["ieee", "ieee"]
+    assert tf32_allowed() == ["tf32", "tf32"]
+    with pytest.raises(InputError):
+        backend.encode_images(inputs[0][:, :, :32])
+    assert tf32_allowed() == ["tf32", "tf32"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_refuses_an_absent_device(checkpoint):
     opened = checkpoint("base")
