@@ -20,10 +20,13 @@ def test_attention(measure, ceilings, threads, isa, compute, shape):
     k, v = (random.standard_normal((shape.keys, width), np.float32) for _ in range(2))
     ops.store_kv(kv, k, v, 0)
     q = random.standard_normal((shape.rows, shape.heads * HEAD_DIM), np.float32)
-    lengths, out = np.array(shape.lengths, np.int32), np.empty_like(q)
+    lengths = np.array(shape.lengths, np.int32)
+    # As in the engine: results are stored activations, queries in the vision tower only.
+    source = ops.make_activation(q) if shape.heads == shape.kv_heads else q
+    out = ops.make_activation(np.zeros_like(q))
     loop, ceiling = ceilings.products(compute, isa)
     measure(
-        lambda: ops.attention(kv, q, lengths, out, shape.heads, shape.kv_heads),
+        lambda: ops.attention(kv, source, lengths, out, shape.heads, shape.kv_heads),
         {"isa": isa, "compute": compute, "threads": threads, "loop": loop, "shape": shape.text},
         flops=shape.flops,
         ceiling=ceiling,

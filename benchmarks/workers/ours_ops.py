@@ -54,24 +54,14 @@ def linear_variants(
     for precision in PRECISIONS:
         ops = _core.CpuOps(threads, isa, precision)
         handle = ops.load_linear(str(path), "BF16", out, depth)
-        if precision == "float32":
-            y = np.empty((rows, out), np.float32)
-            found[precision] = (
-                precision,
-                lambda ops=ops, handle=handle, y=y: ops.linear(handle, x, y),
-                lambda y=y: y,
-            )
-        else:
-            # Activations stay in the engine's own storage, as between two layers of the model.
-            source, target = (
-                ops.make_activation(x),
-                ops.make_activation(np.zeros((rows, out), "f4")),
-            )
-            found[precision] = (
-                precision,
-                lambda ops=ops, h=handle, s=source, t=target: ops.linear(h, s, t),
-                lambda ops=ops, t=target: ops.read_activation(t),
-            )
+        # Operands in the engine's own storage and row stride, as between two layers of the model.
+        source = ops.make_activation(x)
+        target = ops.make_activation(np.zeros((rows, out), np.float32))
+        found[precision] = (
+            precision,
+            lambda ops=ops, h=handle, s=source, t=target: ops.linear(h, s, t),
+            lambda ops=ops, t=target: ops.read_activation(t),
+        )
     return found, x.astype(np.float64) @ weight.astype(np.float64).T
 
 
@@ -89,11 +79,15 @@ def attention_variants(
         ops = _core.CpuOps(threads, isa, precision)
         kv = ops.make_kv(kv_heads, HEAD_DIM, keys)
         ops.store_kv(kv, k, v, 0)
-        y = np.empty_like(q)
+        # As in the engine: results are stored activations, queries in the vision tower only.
+        source = ops.make_activation(q) if heads == kv_heads else q
+        target = ops.make_activation(np.zeros_like(q))
         found[precision] = (
             precision,
-            lambda ops=ops, kv=kv, y=y: ops.attention(kv, q, counts, y, heads, kv_heads),
-            lambda y=y: y,
+            lambda ops=ops, kv=kv, s=source, t=target: ops.attention(
+                kv, s, counts, t, heads, kv_heads
+            ),
+            lambda ops=ops, t=target: ops.read_activation(t),
         )
     return found, expected_attention(q, k, v, counts, heads, kv_heads)
 

@@ -31,7 +31,7 @@ public:
                                 parse_compute(compute))) {}
 
     // A copy of x [rows, cols] as the engine would store it between layers; returns a handle that
-    // `linear` takes in place of an array.
+    // `linear` and `attention` take in place of an array.
     size_t make_activation(const py::object& x) {
         const float* from = data_of<float>(x, "x", {-1, -1});
         const int rows = dim(x, 0), cols = dim(x, 1);
@@ -87,9 +87,7 @@ public:
         const Weight w = linears_.at(handle);
         const Mat from = operand(x, "x", {-1, w.in});
         const int rows = from.rows;
-        const Mat to = py::isinstance<py::int_>(y)
-                           ? operand(y, "y", {rows, w.out})
-                           : view(mutable_data_of<float>(y, "y", {rows, w.out}), rows, w.out);
+        const Mat to = result(y, "y", rows, w.out);
         LinearOptions o;
         // The kernels read biases in whole panels.
         if (!bias.is_none()) o.bias = data_of<float>(bias, "bias", {(w.out + 31) / 32 * 32});
@@ -142,16 +140,20 @@ public:
         if (heads % kv_heads != 0)
             fail(ErrorKind::input, "heads: expected a multiple of kv_heads = %d, got %d", kv_heads,
                  heads);
-        const py::ssize_t cols = py::ssize_t{heads} * kv.head_dim;
-        const float* from = data_of<float>(q, "q", {-1, cols});
-        const int rows = dim(q, 0);
+        const int cols = within("heads * head_dim", heads * kv.head_dim, 1, kMaxSize);
+        const Mat from = operand(q, "q", {-1, cols});
+        const int rows = from.rows;
         const int* counts = data_of<int>(lengths, "lengths", {rows});
         for (int r = 0; r < rows; ++r) within("a length", counts[r], 1, kv.capacity);
-        const float* to = mutable_data_of<float>(out, "out", {rows, cols});
+        const Mat to = result(out, "out", rows, cols);
+        const bool stored = py::isinstance<py::int_>(q) || py::isinstance<py::int_>(out);
+        if (stored && kv.head_dim % 2 != 0)  // a head may begin inside a pair of bfloat16
+            fail(ErrorKind::input, "head_dim: activations need an even one, got %d; pass arrays",
+                 kv.head_dim);
         const AttentionShape shape{heads, kv_heads, kv.head_dim, counts};
         GilRelease release;
         const std::lock_guard<std::mutex> lock(mutex_);
-        ops_->attention(view(from, rows, cols), kv.store, shape, view(to, rows, cols));
+        ops_->attention(from, kv.store, shape, to);
     }
 
 private:
@@ -171,6 +173,12 @@ private:
             fail(ErrorKind::input, "%s: the activation is [%d, %d], expected [%d, %d]", name,
                  m.rows, m.cols, shape[0], shape[1]);
         return m;
+    }
+
+    // As operand, to be written.
+    Mat result(const py::object& y, const char* name, int rows, int cols) const {
+        if (py::isinstance<py::int_>(y)) return operand(y, name, {rows, cols});
+        return view(mutable_data_of<float>(y, name, {rows, cols}), rows, cols);
     }
 
     struct Kv {

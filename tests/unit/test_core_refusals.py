@@ -254,6 +254,8 @@ def test_single_operations_refuse(tmp_path):
     one = np.ones(3, np.int32)
     read_only = np.zeros((3, 4), F32)
     read_only.flags.writeable = False
+    narrow = ops.make_activation(np.zeros((3, 30), F32))
+    odd_kv, odd_q = ops.make_kv(2, 7, 32), ops.make_activation(np.zeros((3, 28), F32))
     for call in (
         lambda: _core.CpuOps(10**6),
         lambda: _core.CpuOps(0),
@@ -269,6 +271,9 @@ def test_single_operations_refuse(tmp_path):
         lambda: ops.attention(kv, q, one * 0, q.copy(), 4, 2),
         lambda: ops.attention(kv, q, one, q.copy(), 0, 0),
         lambda: ops.attention(kv, q, one, q.copy(), 4, 1),
+        lambda: ops.attention(kv, narrow, one, q.copy(), 4, 2),
+        lambda: ops.attention(kv, q, one, narrow, 4, 2),
+        lambda: ops.attention(odd_kv, odd_q, one, odd_q, 4, 2),
         lambda: ops.linear(linear, np.zeros((3, 8), F32), read_only),
         lambda: ops.linear(linear, np.zeros((3, 8), F32), np.zeros((3, 4), F32), activation="relu"),
     ):

@@ -154,6 +154,23 @@ def test_attention_equals_numpy(isa, heads, kv_heads, dim, rows, keys):
         assert (np.abs(results[0][:, at] - p @ v[:, kv_at]) <= allowed * 1.01).all()
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+def test_attention_reads_and_writes_activations_as_arrays(isa, compute):
+    rng = np.random.default_rng(3)
+    q, k, v = (bf16(rng.standard_normal((rows, 64), np.float32)) for rows in (15, 40, 40))
+    lengths = np.full(15, 40, np.int32)
+    ops = _core.CpuOps(2, isa, compute)
+    kv = ops.make_kv(4, 16, 40)
+    ops.store_kv(kv, k, v, 0)
+    want = np.empty_like(q)
+    ops.attention(kv, q, lengths, want, 4, 4)
+    out = ops.make_activation(np.zeros_like(q))
+    ops.attention(kv, ops.make_activation(q), lengths, out, 4, 4)
+    got = ops.read_activation(out)
+    one_rounding = 0 if compute == "float32" else 2.0**-8 * np.abs(want)
+    assert (np.abs(got - want) <= one_rounding).all()
+
+
 def test_wrong_arrays_are_refused_by_name(tmp_path):
     from smolvla_edge.errors import CheckpointError, InputError
 
