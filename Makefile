@@ -59,6 +59,13 @@ prerequisites:
 demo: .venv-demo/installed.stamp
 	.venv-demo/bin/smolvla-edge demo $(DEMO_ARGS)
 
+# --- gl: what the simulator draws with; software EGL, installed where we may ----------------------
+.PHONY: gl
+GL_PACKAGES := libegl1 libegl-mesa0 libgl1-mesa-dri
+gl:
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libEGL.so.1"); ctypes.CDLL("libEGL_mesa.so.0")' \
+		2>/dev/null || tools/install_gl.sh $(GL_PACKAGES)
+
 # --- test: the wheel, installed, with torch as the reference --------------------------------------
 # torch first and alone: its build (with or without CUDA) is the default of this machine's pip.
 .venv-test/torch.stamp: .venv-test/venv.stamp
@@ -66,11 +73,11 @@ demo: .venv-demo/installed.stamp
 	.venv-test/$(PIP) install torch==2.13.0
 	@touch $@
 
-.venv-test/installed.stamp: .venv-test/torch.stamp $(SOURCES)
+.venv-test/installed.stamp: .venv-test/torch.stamp $(SOURCES) | gl
 	@echo 'installing smolvla-edge into .venv-test (compiles the C++ core) ...'
 	.venv-test/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" .venv-test/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt '.[torch,viz,test]'
+		--constraint constraints.txt '.[torch,viz,data,sim,test]'
 	@touch $@
 
 # Not `python -m pytest`, which would put this directory, without the compiled core, first.

@@ -48,3 +48,11 @@ class NonFiniteError(SmolVLAEdgeError, ArithmeticError):
 
 class MissingExtraError(SmolVLAEdgeError, ImportError):
     """An optional dependency is not installed; the message holds the pip command."""
+
+
+class DatasetError(SmolVLAEdgeError):
+    """A LeRobotDataset folder is malformed, incomplete or of another version."""
+
+
+class SimulatorError(SmolVLAEdgeError):
+    """The simulator cannot run here, or a task, seed or setting of it does not exist."""

@@ -92,8 +92,12 @@ def lerobot_config(
     return config | dict(overrides)
 
 
-def write_processors(folder: Path, config: Mapping[str, Any]) -> None:
-    """LeRobot's pre- and postprocessor files, with made-up but plausible statistics."""
+def write_processors(
+    folder: Path,
+    config: Mapping[str, Any],
+    stats: Mapping[str, NDArray[np.float32]] | None = None,
+) -> None:
+    """LeRobot's pre- and postprocessor files; `stats` by "FEATURE.STAT", or made up, plausibly."""
     inputs, outputs = config["input_features"], config["output_features"]
     modes = config["normalization_mapping"]
     tokenizer = {
@@ -107,7 +111,8 @@ def write_processors(folder: Path, config: Mapping[str, Any]) -> None:
     to_device = {"device": "cpu", "float_dtype": None}
     normalizer = {"eps": 1e-8, "features": {**inputs, **outputs}, "norm_map": modes}
     unnormalizer = {"eps": 1e-8, "features": outputs, "norm_map": modes}
-    stats = _statistics({**inputs, **outputs})
+    if stats is None:
+        stats = _statistics({**inputs, **outputs})
     _write_pipeline(
         folder,
         "policy_preprocessor",

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolvla_edge.cli import convert, demo, doctor, inspect_, output, profile_, run, verify
+from smolvla_edge.cli import convert, demo, doctor, eval_, inspect_, output, profile_, run, verify
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.version import __version__
 
@@ -102,6 +102,7 @@ for _verb in (
     profile_.profile,
 ):
     app.command()(_verb)
+app.command("eval")(eval_.evaluate)
 
 
 def main() -> None:

@@ -1,39 +1,21 @@
-"""`smolvla-edge demo`: the whole path on this machine, with nothing to download."""
+"""`smolvla-edge demo`: a trained policy at work, with nothing to download."""
 
 from __future__ import annotations
 
-import os
-import resource
-import shlex
-import shutil
-import statistics
-import sys
-import time
-from collections.abc import Mapping
 from enum import Enum
-from importlib.resources import as_file, files
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
-from smolvla_edge.cli.run import chunk_json, provenance_facts
-from smolvla_edge.errors import CheckpointError, MissingExtraError, SmolVLAEdgeError
-from smolvla_edge.paths import user_cache
+from smolvla_edge.cli.demo_speed import run_speed
+from smolvla_edge.errors import MissingExtraError, SimulatorError
 from smolvla_edge.version import __version__
 
-if TYPE_CHECKING:
-    from smolvla_edge.chunk import ActionChunk
-    from smolvla_edge.policy import Policy
-
-UNTRAINED = "untrained weights: speed and plumbing are real, the behaviour is not"
-PHOTOGRAPHS = ("coffee.ppm", "cat.ppm")
-TASK = "grab the cup"  # 13 tokens with its newline: as long as a usual instruction
-_WARM_CALLS = {"full": 5, "tiny": 20}
-_NEEDED_BYTES = {"full": 1_000_000_000, "tiny": 10_000_000}
+GIF, PAGE = "demo.gif", "demo.html"
 
 
 class Size(str, Enum):
@@ -41,233 +23,107 @@ class Size(str, Enum):
     tiny = "tiny"
 
 
+def shipped_policy() -> Path:
+    """The policy that comes with the package: a LeRobot checkpoint folder."""
+    return Path(str(files("smolvla_edge") / "assets" / "demo_policy"))
+
+
 def demo(
+    task: Annotated[
+        str, typer.Option("--task", metavar="NAME", help="One of the policy's ten tasks.")
+    ] = "button-press",
+    instruction: Annotated[
+        str | None,
+        typer.Option(
+            "--instruction",
+            metavar="TEXT",
+            show_default=False,
+            help="Other words for it, or for another task: does it listen?",
+        ),
+    ] = None,
+    seed: args.Seed = 0,
+    episodes: Annotated[
+        int, typer.Option("--episodes", min=1, metavar="N", help="Seeds from --seed on.")
+    ] = 1,
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="PLAN", help='exact, or words: "steps=4".')
+    ] = "exact",
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where the film and the page are written.")
+    ] = Path("."),
     size: Annotated[
-        Size, typer.Option("--size", help="full: SmolVLA's 450 M parameters; tiny: for a look.")
-    ] = Size.full,
+        Size | None,
+        typer.Option(
+            "--size",
+            show_default=False,
+            help="No simulator: one call of SmolVLA's own size (full: 450 M parameters, untrained, "
+            "907 MB made once in your cache) or of a tiny one, on photographs, timed.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Where to draw the chunk: actions.png unless said (extra viz).",
             show_default=False,
+            help="With --size: where to draw the chunk, actions.png unless said (extra viz).",
         ),
     ] = None,
-    seed: args.Seed = 0,
     threads: args.Threads = None,
     keep: Annotated[
         Path | None,
         typer.Option(
             "--keep",
             metavar="DIR",
-            help="Make the checkpoint here instead of in the cache, or use the one that is here.",
             show_default=False,
+            help="With --size: make the checkpoint here, or use the one that is here.",
         ),
     ] = None,
     packed_cache: args.PackedCache = False,
     as_json: args.AsJson = False,
 ) -> None:
-    """Photographs in, actions out: try this first.
+    """A trained policy closes the loop in a simulator: try this first.
 
-    Makes a checkpoint of SmolVLA's size with deterministic, untrained weights (907 MB, once, in
-    your cache), reads two photographs that come with the package, predicts, prints the time of
-    every stage for the first call and for warm ones, and draws the chunk. Nothing is downloaded.
-    Untrained weights: speed and plumbing are real, the behaviour is not.
-
-    With --packed-cache it runs from a bundle of that checkpoint and its packed cache (another
-    1.8 GB, kept beside it): the second time it loads in a fraction of a second.
+    A small policy of SmolVLA's architecture (5.5 M parameters) comes with the package. It sees
+    Meta-World through a camera, is told what to do in words, and moves the arm: live progress, then
+    whether it succeeded, what each stage cost, and whether it keeps up with the robot; a film in
+    demo.gif and a page with plans against motion in demo.html. Needs the extra sim; without it (or
+    without EGL) the policy runs on frames that were recorded, and says so.
 
     \b
-    Example:
+    Examples:
       smolvla-edge demo
-      smolvla-edge demo --size tiny --keep /tmp/tiny_policy
+      smolvla-edge demo --task drawer-open --seed 3
+      smolvla-edge demo --task faucet-open --instruction "close the faucet"
+      smolvla-edge demo --size full          speed at SmolVLA's own size
 
     \b
     What to do next, with a policy of your own:
       smolvla-edge inspect CHECKPOINT
       smolvla-edge convert CHECKPOINT BUNDLE
     """
-    output.note(f"smolvla-edge {__version__} demo, {UNTRAINED}")
-    picture = _plot_target(plot)
-    folder = _checkpoint(size.value, keep)
-    if packed_cache:
-        folder = _bundle(folder)
-    from smolvla_edge.policy import load
+    if size is None and not shipped_policy().is_dir():
+        size = Size.full  # until a policy is shipped
+    if size is not None:
+        run_speed(
+            size.value, plot=plot, seed=seed, threads=threads, keep=keep,
+            packed_cache=packed_cache, as_json=as_json,
+        )  # fmt: skip
+        return
+    from smolvla_edge.cli.demo_episode import run_episodes, run_recorded
+    from smolvla_edge.eval.metaworld import require_simulator
+    from smolvla_edge.eval.tasks import find_tasks
 
-    started = time.perf_counter()
-    with output.busy("loading"), output.warnings_as_lines():
-        policy = load(folder, threads=threads, packed_cache=packed_cache)
-    load_seconds = time.perf_counter() - started
-    images = _photographs(policy)
-    state = _rest_state(policy)
-    calls = _calls(policy, images, state, seed, _WARM_CALLS[size.value])
-    first, warm = calls[0], calls[1:]
-    medians = {
-        stage: statistics.median(call.timings[stage] for call in warm) for stage in first.timings
-    }
-    if picture is not None:
-        from smolvla_edge.plot import plot_chunk
-
-        title = f"smolvla-edge demo ({size.value}), {UNTRAINED}"
-        plot_chunk(first.actions, picture, title=title, executed=policy.contract.n_action_steps)
-    same = all(np.array_equal(call.actions, first.actions) for call in warm)
-    summary = {
-        "note": UNTRAINED,
-        "checkpoint": folder,
-        "load_seconds": round(load_seconds, 3),
-        "first_call_ms": dict(first.timings),
-        "warm_median_ms": medians,
-        "warm_calls": len(warm),
-        "same_bytes_every_call": same,
-        "peak_memory_mib": round(_peak_memory_mib()),
-        "plot": picture,
-    }
-    if as_json:
-        output.emit_json({**summary, **chunk_json(first)})
+    (chosen,) = find_tasks(task)[:1]
+    output.note(f"smolvla-edge {__version__} demo")
+    try:
+        require_simulator()
+    except (MissingExtraError, SimulatorError) as missing:
+        output.warn(str(missing))
+        result: dict[str, Any] = run_recorded(shipped_policy(), plan, threads, out)
     else:
-        _print(summary, first)
-
-
-def _plot_target(plot: Path | None) -> Path | None:
-    """Where to draw; without --plot a missing matplotlib or folder is no reason to stop."""
-    from smolvla_edge.plot import check_plot_path, require_matplotlib
-
-    try:
-        require_matplotlib()
-    except MissingExtraError:
-        if plot is not None:
-            raise
-        output.note("no plot: it needs matplotlib, pip install 'smolvla-edge[viz]'")
-        return None
-    target = check_plot_path(plot or Path("actions.png"))
-    if not os.access(target.parent, os.W_OK):
-        if plot is not None:
-            raise CheckpointError(f"{target}: the folder {target.parent} cannot be written to")
-        output.note("no plot: this folder cannot be written to; name a file with --plot")
-        return None
-    return target
-
-
-def cache_folder() -> Path:
-    """Where the demo's checkpoint is kept for the next time."""
-    return user_cache() / "demo"
-
-
-def _checkpoint(size: str, keep: Path | None) -> Path:
-    """The demo's checkpoint folder, made when it is not there yet."""
-    # The version is in the name: another one may make other weights.
-    folder = cache_folder() / f"{size}-{__version__}" if keep is None else keep
-    if folder.is_dir() and any(folder.iterdir()):
-        _check_ours(folder, size)
-        output.note(f"using the checkpoint in {folder}")
-        return folder
-    from smolvla_edge.synthetic import make_checkpoint
-
-    _check_space(folder, _NEEDED_BYTES[size])
-    started = time.perf_counter()
-    with output.progress(f"making a checkpoint in {folder}") as report:
-        try:
-            make_checkpoint(folder, size, progress=report)
-        except OSError as cause:
-            if not (folder / "config.json").is_file():  # else another demo was faster: use its
-                raise CheckpointError(
-                    f"{folder}: the checkpoint cannot be written: {cause.strerror or cause}. "
-                    "Name another place with --keep DIR"
-                ) from cause
-    output.note(f"made {folder} in {time.perf_counter() - started:.1f} s")
-    return folder
-
-
-def _bundle(checkpoint: Path) -> Path:
-    """The checkpoint as a bundle beside it, made when it is not there yet."""
-    from smolvla_edge.bundle import is_bundle
-    from smolvla_edge.bundle_writer import write_bundle
-    from smolvla_edge.checkpoint import read_checkpoint
-
-    folder = checkpoint.with_name(f"{checkpoint.name}-bundle")
-    if not is_bundle(folder):
-        with output.progress(f"making a bundle in {folder}") as report:
-            write_bundle(read_checkpoint(checkpoint), folder, report)
-    return folder
-
-
-def _check_ours(folder: Path, size: str) -> None:
-    """Refuse a folder that holds something else, or a damaged checkpoint."""
-    from smolvla_edge.checkpoint import read_checkpoint
-
-    try:
-        read_checkpoint(folder)
-    except SmolVLAEdgeError as cause:
-        raise CheckpointError(
-            f"{folder} holds no checkpoint of this demo ({size}): {cause}. Remove it with: "
-            f"rm -r {shlex.quote(str(folder))}"
-        ) from cause
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    parent = next(p for p in folder.absolute().parents if p.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise CheckpointError(
-            f"the demo's checkpoint needs {needed // 10**6} MB, {parent} has {free // 10**6} MB "
-            "free. Free some, name another place with --keep DIR, or try --size tiny"
+        result = run_episodes(
+            shipped_policy(), chosen, instruction, seed, episodes, plan, threads, out
         )
-
-
-def _photographs(policy: Policy) -> dict[str, np.ndarray]:
-    """The two photographs that come with the package, one for each camera in turn."""
-    from smolvla_edge.image_file import read_image
-
-    frames = []
-    for name in PHOTOGRAPHS:
-        with as_file(files("smolvla_edge") / "assets" / name) as path:
-            frames.append(read_image(path))
-    cameras = policy.contract.robot_names().values()
-    return {name: frames[i % len(frames)] for i, name in enumerate(cameras)}
-
-
-def _rest_state(policy: Policy) -> np.ndarray:
-    """The state in the middle of the statistics: where a robot of this policy would rest."""
-    from smolvla_edge.preprocess import unnormalize
-
-    middle = np.zeros(policy.contract.state_dim, np.float32)
-    return unnormalize(middle, policy.contract.state)
-
-
-def _calls(
-    policy: Policy,
-    images: Mapping[str, np.ndarray],
-    state: np.ndarray,
-    seed: int,
-    warm: int,
-) -> list[ActionChunk]:
-    """The first call and `warm` more, all of the same observation and seed."""
-    calls = []
-    with output.progress("predicting", unit_bytes=False) as report:
-        for i in range(1 + warm):
-            report(i, 1 + warm)
-            calls.append(policy.predict(images, state, TASK, seed=seed))
-    return calls
-
-
-def _peak_memory_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB here
-
-
-def _print(summary: Mapping[str, Any], first: ActionChunk) -> None:
-    warm = f"warm (median of {summary['warm_calls']})"
-    output.print_actions(first.actions, "robot units")
-    output.print_timings({"first call": summary["first_call_ms"], warm: summary["warm_median_ms"]})
-    facts = [
-        ("task", repr(TASK)),
-        *provenance_facts(first.provenance),
-        ("load time", f"{summary['load_seconds']} s"),
-        ("peak memory", f"{summary['peak_memory_mib']} MiB of this process"),
-        ("same bytes each call", "yes" if summary["same_bytes_every_call"] else "NO"),
-        ("plot", summary["plot"] or "none"),
-    ]
-    output.print_facts("computed", facts)
-    output.say(f"note: {UNTRAINED}.")
-    output.say("next: smolvla-edge run --help, and smolvla-edge inspect with a policy of your own")
+    if as_json:
+        output.emit_json(result)

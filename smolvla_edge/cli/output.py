@@ -72,6 +72,13 @@ def emit_json(value: Mapping[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """The same object in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=2, default=_plain, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32:

@@ -55,7 +55,8 @@ def verify(
             "--bfloat16-tolerance",
             metavar="RATIO",
             min=0.0,
-            help="The same, for the bfloat16 arithmetic of a bundle that computes in it.",
+            help="The same, for a bundle that computes in bfloat16: wide enough "
+            "for any sound run, no promise (docs/numerics.md has what bfloat16 costs).",
         ),
     ] = 5e-2,
     files_only: Annotated[

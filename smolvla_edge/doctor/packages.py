@@ -22,11 +22,22 @@ EXTRAS = {
     "torch": {"torch": "2.2"},
     "hub": {"huggingface_hub": "0.34"},
     "viz": {"matplotlib": "3.7", "pillow": "10"},
+    "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
+    "sim": {
+        "metaworld": "3.0.0",
+        "mujoco": "3.8.1",
+        "gymnasium": "1.3",
+        "packaging": "23",
+        "pillow": "10",
+    },
 }
+EXACT = ("metaworld", "mujoco")  # where a newer version is another benchmark, or none
 _PURPOSE = {
     "torch": "the reference: verify, backend='torch'",
     "hub": "checkpoints by owner/name",
     "viz": "plots, and image files other than PPM",
+    "data": "recorded LeRobot datasets",
+    "sim": "eval, and the demo's closed loop",
 }
 
 
@@ -66,11 +77,18 @@ def check_extra(extra: str, version_of: VersionOf) -> Finding:
         message = f"not installed; for {_PURPOSE[extra]}: {install}"
         return Finding("software", check, PASS, message, facts=facts)
     parts = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
-    if any(v is None or _older(v, wanted[name]) for name, v in found.items()):
-        needs = ", ".join(f"{name} {oldest}" for name, oldest in wanted.items())
-        message = f"{parts}: incomplete or older than {needs}"
+    if any(v is None or _unfit(name, v, wanted[name]) for name, v in found.items()):
+        needs = ", ".join(
+            f"{name} {'exactly ' if name in EXACT else ''}{oldest}"
+            for name, oldest in wanted.items()
+        )
+        message = f"{parts}: incomplete or not what is needed: {needs}"
         return Finding("software", check, WARN, message, install, facts)
     return Finding("software", check, PASS, parts, facts=facts)
+
+
+def _unfit(name: str, version: str, wanted: str) -> bool:
+    return version != wanted if name in EXACT else _older(version, wanted)
 
 
 def _older(version: str, oldest: str) -> bool:

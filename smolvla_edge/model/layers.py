@@ -78,14 +78,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Grouped-query attention; query head h reads key/value head h // (heads / kv_heads).
 
     q [B, n, heads, d], k and v [B, m, kv_heads, d], mask [B, n, m] bool -> [B, n, heads * d].
-    Scores and softmax in float32, the weighted sum in v's dtype. A fully masked row becomes the
-    average over all m, as in LeRobot; such a row is a masked token's and nobody reads it.
+    Scores and softmax in float32 (unless autocast asks for less), the weighted sum in v's dtype. A
+    fully masked row becomes the average over all m, as in LeRobot; such a row is a masked token's
+    and nobody reads it.
     """
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     scores = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
-    scores = scores.masked_fill(~mask[:, None], torch.finfo(torch.float32).min)
+    scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
     mixed = scores.softmax(-1).to(v.dtype) @ v
     return mixed.transpose(1, 2).flatten(2)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import smolvla_edge
-from smolvla_edge.cli import demo, inspect_, output, stages
+from smolvla_edge.cli import demo_speed, inspect_, output, stages
 from smolvla_edge.cli.app import app
 from smolvla_edge.image_file import read_image
 from smolvla_edge.synthetic import make_checkpoint
@@ -81,12 +81,12 @@ def refused(result: Result, *words: str) -> None:
 
 class TestApp:
     @pytest.mark.parametrize(
-        "verb", ["demo", "run", "convert", "inspect", "verify", "doctor", "profile"]
+        "verb", ["demo", "run", "convert", "inspect", "verify", "doctor", "profile", "eval"]
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
         result = cli(verb, "--help")
         assert result.code == 0
-        assert "Example:" in result.out and f"smolvla-edge {verb}" in result.out
+        assert ("Example:" in result.out or "Examples:" in result.out) and f"smolvla-edge {verb}" in result.out
         assert any(word in result.out for word in ("next", "Read next", "In a program"))
 
     def test_version(self, cli: Any) -> None:
@@ -436,8 +436,8 @@ class TestDemo:
 
     def test_disk_full(self, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=900_000_000)
-        monkeypatch.setattr(demo.shutil, "disk_usage", lambda path: usage)
-        refused(cli("demo", "--keep", tmp_path / "c"), "1000 MB", "--size tiny")
+        monkeypatch.setattr(demo_speed.shutil, "disk_usage", lambda path: usage)
+        refused(cli("demo", "--size", "full", "--keep", tmp_path / "c"), "1000 MB", "--size tiny")
         assert not (tmp_path / "c").exists()
 
     def test_without_matplotlib(

@@ -84,6 +84,11 @@ def test_extras():
     stands(packages.check_extra("viz", VERSIONS.get), WARN, "pillow missing", "smolvla-edge[viz]")
     old = {"torch": "1.13.1"}
     stands(packages.check_extra("torch", old.get), WARN, "torch 1.13.1", "2.2")
+    exact = {"metaworld": "3.0.0", "mujoco": "3.8.1", "gymnasium": "1.4.0", "packaging": "26.3",
+             "pillow": "13.0.0"}  # fmt: skip
+    stands(packages.check_extra("sim", exact.get), PASS, "mujoco 3.8.1")
+    newer = exact | {"mujoco": "4.0.0"}
+    stands(packages.check_extra("sim", newer.get), WARN, "mujoco 4.0.0", "exactly 3.8.1")
     odd = {"torch": "unknown"}
     stands(packages.check_extra("torch", odd.get), WARN, "torch unknown")
 
@@ -98,13 +103,16 @@ def test_the_tables_are_the_projects():
     text = PYPROJECT.read_text()
 
     def table(words: str) -> dict[str, str]:
-        return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', words))
+        found = re.findall(r'"([\w-]+)([>=]=)([\d.]+)"', words)
+        assert {name for name, sign, _ in found if sign == "=="} <= set(packages.EXACT)
+        return {name: version for name, _, version in found}
 
     required = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     assert required and table(required[1]) == packages.REQUIRED
     block = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", text, re.M | re.DOTALL)
     assert block
-    extras = {line.split(" = ")[0]: table(line) for line in block[1].splitlines()}
+    lines = [line for line in block[1].splitlines() if not line.startswith("#")]
+    extras = {line.split(" = ")[0]: table(line) for line in lines}
     del extras["test"]  # a developer's
     assert extras == packages.EXTRAS
     assert f'requires-python = ">={".".join(map(str, OLDEST_PYTHON))}"' in text

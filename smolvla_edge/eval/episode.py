@@ -1,0 +1,114 @@
+"""A policy in one episode of the simulator, and what is remembered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolvla_edge.chunk import ActionChunk
+from smolvla_edge.errors import SimulatorError
+from smolvla_edge.eval.metaworld import CAMERA, STEP_LIMIT, Metaworld
+from smolvla_edge.policy import Policy
+
+Watch = Callable[[NDArray[np.uint8], NDArray[np.float32], ActionChunk, int], None]
+"""Called before every step with the picture, the state, the chunk, and the row that comes next."""
+
+GREY = 128
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What happened, JSON-able.
+
+    `steps` is the step in which the task was solved, or the limit. Jumps are mean distances between
+    successive actions in the units of the action: where a chunk follows another (the seam), and
+    inside chunks.
+    """
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    chunks: int
+    seam_jump: float
+    inner_jump: float
+    latency_ms: tuple[float, ...]  # of each chunk
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(raw: Any) -> EpisodeResult:
+        try:
+            return EpisodeResult(**{**raw, "latency_ms": tuple(raw["latency_ms"])})
+        except (TypeError, KeyError) as cause:
+            raise SimulatorError(f"expected the record of an episode, got {raw!r:.200}") from cause
+
+
+def run_episode(
+    policy: Policy,
+    world: Metaworld,
+    seed: int,
+    n_action_steps: int,
+    *,
+    instruction: str | None = None,
+    blank: bool = False,
+    step_limit: int = STEP_LIMIT,
+    watch: Watch | None = None,
+) -> EpisodeResult:
+    """Play one episode; the noise of its chunks follows from `seed` as the layout does.
+
+    Pictures are drawn when a chunk is computed, and for `watch` at every step. The episode ends at
+    the first solved step or at the limit.
+    """
+    task = instruction or world.task.instruction
+    world.reset(seed)
+    policy.reset(seed=seed)
+    jumps: dict[bool, list[float]] = {True: [], False: []}
+    latency: list[float] = []
+    chunk: ActionChunk | None = None
+    before: NDArray[np.float32] | None = None
+    row = n_action_steps
+    for step in range(step_limit):
+        seam = chunk is None or row == n_action_steps
+        picture = world.picture() if seam or watch else None
+        if seam or chunk is None:
+            assert picture is not None
+            seen = np.full_like(picture, GREY) if blank else picture
+            chunk, row = policy.predict({CAMERA: seen}, world.state, task), 0
+            latency.append(chunk.timings["total"])
+        if watch and picture is not None:
+            watch(picture, world.state, chunk, row)
+        action = np.clip(chunk.actions[row], -1.0, 1.0)
+        if before is not None:
+            jumps[seam].append(float(np.linalg.norm(action - before)))
+        before = action
+        row += 1
+        if world.step(action):
+            return _result(world, seed, True, step + 1, jumps, latency)
+    return _result(world, seed, False, step_limit, jumps, latency)
+
+
+def _result(
+    world: Metaworld,
+    seed: int,
+    success: bool,
+    steps: int,
+    jumps: dict[bool, list[float]],
+    latency: list[float],
+) -> EpisodeResult:
+    seam, inner = (float(np.mean(jumps[kind])) if jumps[kind] else 0.0 for kind in (True, False))
+    return EpisodeResult(
+        task=world.task.name,
+        seed=seed,
+        success=success,
+        steps=steps,
+        chunks=len(latency),
+        seam_jump=round(seam, 5),
+        inner_jump=round(inner, 5),
+        latency_ms=tuple(round(ms, 2) for ms in latency),
+    )

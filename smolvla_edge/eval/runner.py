@@ -1,0 +1,199 @@
+"""Many episodes on several processes; what is done is kept, so that an evaluation can go on.
+
+A result file is one line of JSON an episode, under a first line that says what was judged. It is
+never mixed: another policy, plan, task list or version begins another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolvla_edge.bundle import is_bundle, read_bundle
+from smolvla_edge.errors import SimulatorError
+from smolvla_edge.eval.episode import EpisodeResult, run_episode
+from smolvla_edge.eval.metaworld import STEP_LIMIT, Metaworld
+from smolvla_edge.eval.sides import Side
+from smolvla_edge.eval.tasks import TASKS
+from smolvla_edge.version import __version__
+
+Progress = Callable[[int, int], None]
+Job = tuple[str, int]  # task, seed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything but the side that decides an episode."""
+
+    width: int = 128
+    height: int = 128
+    step_limit: int = STEP_LIMIT
+
+
+class Worker:
+    """One process's policy and its simulators, opened once."""
+
+    def __init__(self, side: Side, setting: Setting) -> None:
+        self.side, self.setting = side, setting
+        self.policy, self.n_action_steps = side.open()
+        self._worlds: dict[str, Metaworld] = {}
+
+    def run(self, job: Job) -> EpisodeResult:
+        task, seed = job
+        if task not in self._worlds:
+            self._worlds[task] = Metaworld(TASKS[task], self.setting.width, self.setting.height)
+        return run_episode(
+            self.policy,
+            self._worlds[task],
+            seed,
+            self.n_action_steps,
+            instruction=self.side.instruction,
+            blank=self.side.blank,
+            step_limit=self.setting.step_limit,
+        )
+
+    def close(self) -> None:
+        for world in self._worlds.values():
+            world.close()
+
+
+def fingerprint(policy: str) -> str:
+    """SHA-256 of what a policy is made of: a bundle's digest, or a checkpoint's own files."""
+    folder = Path(policy)
+    if is_bundle(folder):
+        return read_bundle(folder).digest
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        found.update(path.name.encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+_worker: Worker | None = None
+
+
+def _open_worker(side: Side, setting: Setting) -> None:
+    global _worker
+    _worker = Worker(side, setting)
+
+
+def _run_in_worker(job: Job) -> EpisodeResult:
+    assert _worker is not None
+    return _worker.run(job)
+
+
+def evaluate(
+    side: Side,
+    jobs: Sequence[Job],
+    setting: Setting,
+    *,
+    workers: int = 1,
+    file: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    executor: Executor | None = None,
+) -> list[EpisodeResult]:
+    """The results of `jobs` in their order; those in `file` are not run again.
+
+    workers: processes, each with one thread. executor: run there instead (it must have called
+    `_open_worker`). Raises what loading the policy or the simulator raises, SimulatorError for a
+    file of something else and for a process that died.
+    """
+    done = _Kept(file, side, setting)
+    missing = [job for job in jobs if job not in done.results]
+    progress(len(jobs) - len(missing), len(jobs))
+    if missing and executor is None and workers == 1:
+        worker = Worker(side, setting)
+        for number, job in enumerate(missing):
+            done.add(worker.run(job))
+            progress(len(jobs) - len(missing) + number + 1, len(jobs))
+        worker.close()
+    elif missing:
+        _spread(missing, done, side, setting, workers, executor, progress, len(jobs))
+    return [done.results[job] for job in jobs]
+
+
+def _spread(
+    missing: Sequence[Job],
+    done: _Kept,
+    side: Side,
+    setting: Setting,
+    workers: int,
+    executor: Executor | None,
+    progress: Progress,
+    total: int,
+) -> None:
+    side.open()  # in this process first: its refusal is worth more than a broken pool
+    own = executor or ProcessPoolExecutor(
+        min(workers, len(missing)),
+        mp_context=multiprocessing.get_context("spawn"),  # the core's threads do not survive fork
+        initializer=_open_worker,
+        initargs=(side, setting),
+    )
+    try:
+        futures = [own.submit(_run_in_worker, job) for job in missing]
+        for number, future in enumerate(as_completed(futures)):
+            done.add(future.result())
+            progress(total - len(missing) + number + 1, total)
+    except BrokenProcessPool as cause:
+        raise SimulatorError(
+            f"a process died (out of memory, or a driver's fault); {len(done.results)} of {total} "
+            "episodes are kept where --out says. Try again with fewer --workers"
+        ) from cause
+    finally:
+        own.shutdown(wait=True, cancel_futures=True)
+
+
+class _Kept:
+    """Results by job, on disk as they come when there is a file."""
+
+    def __init__(self, file: Path | None, side: Side, setting: Setting) -> None:
+        self.results: dict[Job, EpisodeResult] = {}
+        self._file = file
+        if file is None:
+            return
+        header = {
+            "smolvla_edge": __version__,
+            "side": side.to_json(),
+            "policy": fingerprint(side.policy),
+            "setting": vars(setting),
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        if not lines:
+            file.write_text(json.dumps(header) + "\n", encoding="utf-8")
+            return
+        if _parsed(lines[:1], file) != [header]:
+            raise SimulatorError(
+                f"{file} holds the results of something else ({lines[0]:.300}); name another place "
+                "with --out"
+            )
+        for raw in _parsed(lines[1:], file):
+            self.add(EpisodeResult.from_json(raw), keep=False)
+
+    def add(self, result: EpisodeResult, keep: bool = True) -> None:
+        self.results[result.task, result.seed] = result
+        if keep and self._file is not None:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(result.to_json()) + "\n")
+
+
+def _parsed(lines: Iterable[str], file: Path) -> list[Any]:
+    found = []
+    for number, line in enumerate(lines):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            # A run that was killed may have left half a line behind.
+            raise SimulatorError(
+                f"{file}: line {number + 1} of the results is damaged; remove it and go on"
+            ) from None
+    return found

@@ -1,0 +1,88 @@
+"""What is judged: a policy, a plan, and how much of each chunk is executed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from smolvla_edge.errors import PlanError
+from smolvla_edge.plan import Plan
+from smolvla_edge.policy import Policy, load
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the (at most two) policies of an evaluation; all of it can be sent to a process.
+
+    plan: "exact", the name of a preset of the bundle, or words "steps=4,solver=ab2" that change
+    the exact plan. n_action_steps: how many actions of a chunk are executed before the next one is
+    computed; None is the checkpoint's own number. blank: the policy sees a grey picture instead of
+    the camera's. instruction: said in every task instead of its own.
+    """
+
+    policy: str
+    plan: str = "exact"
+    n_action_steps: int | None = None
+    blank: bool = False
+    instruction: str | None = None
+
+    def open(self, threads: int | None = 1) -> tuple[Policy, int]:
+        """The policy under its plan, and the actions executed of each chunk.
+
+        Raises what `load` raises; PlanError for words that are no plan, and for more actions than
+        a chunk has.
+        """
+        policy = load(self.policy, threads=threads, plan=self._plan())
+        exact = policy.model.num_steps
+        if isinstance(policy.plan, Plan) and "=" in self.plan and "steps" not in self._words():
+            policy = load(self.policy, threads=threads, plan=replace(policy.plan, steps=exact))
+        count = self.n_action_steps or policy.contract.n_action_steps
+        rows = policy.plan.rows(policy.model.chunk_size)
+        if not 1 <= count <= rows:
+            raise PlanError(f"n_action_steps: expected 1 to {rows} (the chunk), got {count}")
+        return policy, count
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """A short name for tables."""
+        words = [self.plan]
+        if self.n_action_steps is not None:
+            words.append(f"n_action_steps={self.n_action_steps}")
+        if self.blank:
+            words.append("blank picture")
+        if self.instruction is not None:
+            words.append(f'told "{self.instruction}"')
+        return ", ".join(words)
+
+    def _plan(self) -> Plan | str:
+        return Plan(**self._words()) if "=" in self.plan else self.plan
+
+    def _words(self) -> dict[str, Any]:
+        kinds = {f.name: f.type for f in fields(Plan)}
+        result: dict[str, Any] = {}
+        for word in self.plan.split(","):
+            name, _, value = (part.strip() for part in word.partition("="))
+            if name not in ("steps", "solver", "horizon", "warm_start", "late_state"):
+                raise PlanError(
+                    f"plan: expected exact, a preset, or some of steps=, solver=, horizon=, "
+                    f"warm_start=, late_state=, got {word!r}"
+                )
+            result[name] = _value(name, value, str(kinds[name]))
+        return result
+
+
+def _value(name: str, text: str, kind: str) -> Any:
+    try:
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        raise PlanError(f"plan: {name}: expected a number, got {text!r}") from None
+    if kind.startswith("bool"):
+        if text not in ("true", "false"):
+            raise PlanError(f"plan: {name}: expected true or false, got {text!r}")
+        return text == "true"
+    return text
