@@ -120,10 +120,10 @@ def demo(
         require_simulator()
     except (MissingExtraError, SimulatorError) as missing:
         output.warn(str(missing))
-        result: dict[str, Any] = run_recorded(shipped_policy(), plan, threads, out)
+        result: dict[str, Any] = run_recorded(shipped_policy(), plan, threads, as_json)
     else:
         result = run_episodes(
-            shipped_policy(), chosen, instruction, seed, episodes, plan, threads, out
+            shipped_policy(), chosen, instruction, seed, episodes, plan, threads, out, as_json
         )
     if as_json:
         output.emit_json(result)

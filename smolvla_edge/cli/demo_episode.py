@@ -32,6 +32,7 @@ def run_episodes(
     plan: str,
     threads: int | None,
     out: Path,
+    as_json: bool,
 ) -> dict[str, Any]:
     """Play, print, and write demo.gif and demo.html of the last episode -> a summary."""
     from smolvla_edge.eval.episode import run_episode
@@ -61,16 +62,19 @@ def run_episodes(
         recording.finish()
         played.append((result, recording))
         verdict = "solved" if result.success else "not solved"
-        output.say(f"{name}: {verdict} in {result.steps} steps, {result.chunks} chunks")
+        output.note(f"{name}: {verdict} in {result.steps} steps, {result.chunks} chunks")
     world.close()
     chunks = [chunk for _, recording in played for _, chunk in recording.chunks]
     summary = _summary(task, words, played, chunks, n_action_steps, plan, policy_path)
     summary |= _write(out, played[-1], summary, n_action_steps)
-    _print(summary, chunks)
+    if not as_json:
+        _print(summary, chunks)
     return summary
 
 
-def run_recorded(policy_path: Path, plan: str, threads: int | None, out: Path) -> dict[str, Any]:
+def run_recorded(
+    policy_path: Path, plan: str, threads: int | None, as_json: bool
+) -> dict[str, Any]:
     """Without a simulator: the policy on recorded frames, beside what was done then."""
     from importlib.resources import as_file, files
 
@@ -103,17 +107,8 @@ def run_recorded(policy_path: Path, plan: str, threads: int | None, out: Path) -
         "seconds": round(time.perf_counter() - started, 2),
         **_latency(chunks, n_action_steps),
     }
-    output.print_facts(
-        "recorded frames",
-        [
-            ("task", f'"{words}"'),
-            ("frames", len(frames)),
-            ("mean difference", f"{summary['mean_action_error']:.3f} of the range -1 to 1, from "
-                                "what the expert did on these frames"),
-            ("control rate", summary["control"]),
-        ],
-    )  # fmt: skip
-    _print_stages(chunks)
+    if not as_json:
+        _print_recorded(summary, chunks)
     return summary
 
 
@@ -189,11 +184,22 @@ def _print(summary: Mapping[str, Any], chunks: Sequence[ActionChunk]) -> None:
         ("film", summary["gif"] or "none"),
         ("page", summary["page"] or "none"),
     ]
-    output.say()
     output.print_facts("demo", facts)
     _print_stages(chunks)
     output.say(f"note: {NOT_A_ROBOT}.")
     output.say("next: smolvla-edge demo --help, and smolvla-edge inspect with a policy of your own")
+
+
+def _print_recorded(summary: Mapping[str, Any], chunks: Sequence[ActionChunk]) -> None:
+    facts = [
+        ("task", f'"{summary["instruction"]}"'),
+        ("frames", summary["recorded_frames"]),
+        ("mean difference", f"{summary['mean_action_error']:.3f} of the range -1 to 1, from what "
+                            "the expert did on these frames"),
+        ("control rate", summary["control"]),
+    ]  # fmt: skip
+    output.print_facts("recorded frames", facts)
+    _print_stages(chunks)
 
 
 def _print_stages(chunks: Sequence[ActionChunk]) -> None:

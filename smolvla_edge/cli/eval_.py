@@ -9,13 +9,17 @@ import time
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
+from smolvla_edge.cli.eval_recorded import evaluate_recorded, print_recorded
 from smolvla_edge.errors import SimulatorError
+
+if TYPE_CHECKING:
+    from smolvla_edge.eval.sides import Side
 
 
 class Environment(str, Enum):
@@ -113,6 +117,28 @@ def evaluate(
             help="Keep every episode here; an interrupted evaluation goes on. Writes summary.json.",
         ),
     ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            "--dataset",
+            metavar="DIR",
+            show_default=False,
+            help="No simulator: a LeRobotDataset v3.0 folder; the action error over its frames.",
+        ),
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, metavar="N", help="With --dataset: each N-th frame.")
+    ] = 10,
+    rename: args.Rename = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            show_default=False,
+            help="Also an HTML page, with films of some episodes.",
+        ),
+    ] = None,
     as_json: args.AsJson = False,
 ) -> None:
     """Success rates in a simulator, with intervals; two settings compared pair by pair.
@@ -128,27 +154,37 @@ def evaluate(
       smolvla-edge eval my_bundle
       smolvla-edge eval my_bundle --against steps=2 --episodes 100 --out results/steps2
       smolvla-edge eval my_bundle --tasks drawer-open,push --blank
+      smolvla-edge eval my_bundle --dataset my_recordings --against steps=4
 
     \b
     What to do next:
       smolvla-edge eval my_bundle --out results --json > summary.json
     """
+    if dataset is not None:
+        sides = _sides(source, plan, n_action_steps, against, against_policy, blank, instruction)
+        cameras = args.pairs(rename, "--rename")
+        found = evaluate_recorded(sides, dataset, episodes, every, cameras, first_seed)
+        if out is not None:
+            output.write_json(out / "summary.json", found)
+        if as_json:
+            output.emit_json(found)
+        else:
+            print_recorded(found)
+        return
     from smolvla_edge.eval.metaworld import require_simulator
+    from smolvla_edge.eval.recording import films
+    from smolvla_edge.eval.report import render
     from smolvla_edge.eval.runner import Setting
     from smolvla_edge.eval.runner import evaluate as play
-    from smolvla_edge.eval.sides import Side
     from smolvla_edge.eval.summary import compare, summarize
     from smolvla_edge.eval.tasks import find_tasks
 
     require_simulator()
+    _check_target(report_file)
     chosen = find_tasks(tasks)
     width, height = _size(size)
     setting = Setting(width, height, step_limit)
-    first = Side(source, plan, n_action_steps, blank, instruction)
-    sides = [first]
-    if against is not None or against_policy is not None:
-        words, count = _split(against or plan, n_action_steps)
-        sides.append(Side(against_policy or source, words, count, blank, instruction))
+    sides = _sides(source, plan, n_action_steps, against, against_policy, blank, instruction)
     jobs = [(t.name, first_seed + i) for t in chosen for i in range(episodes)]
     count = workers or len(os.sched_getaffinity(0))
     played, summaries, seconds = [], [], []
@@ -182,10 +218,38 @@ def evaluate(
     }
     if out is not None:
         output.write_json(out / "summary.json", result)
+    if report_file is not None:
+        with output.busy("filming episodes"):
+            shown = films(sides[0], played[0], setting)
+        report_file.write_text(render(result, played, shown), encoding="utf-8")
+        output.note(f"wrote {report_file}")
     if as_json:
         output.emit_json(result)
     else:
         _print(result)
+
+
+def _sides(
+    source: str,
+    plan: str,
+    n_action_steps: int | None,
+    against: str | None,
+    against_policy: str | None,
+    blank: bool,
+    instruction: str | None,
+) -> list[Side]:
+    from smolvla_edge.eval.sides import Side
+
+    sides = [Side(source, plan, n_action_steps, blank, instruction)]
+    if against is not None or against_policy is not None:
+        words, count = _split(against or plan, n_action_steps)
+        sides.append(Side(against_policy or source, words, count, blank, instruction))
+    return sides
+
+
+def _check_target(file: Path | None) -> None:
+    if file is not None and (not file.absolute().parent.is_dir() or file.is_dir()):
+        raise SimulatorError(f"--report: expected a file in a folder that exists, got {file}")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +12,11 @@ from numpy.typing import NDArray
 
 from smolvla_edge.chunk import ActionChunk
 from smolvla_edge.dataset.arrow import need
-from smolvla_edge.eval.episode import EpisodeResult
+from smolvla_edge.eval.episode import EpisodeResult, run_episode
 from smolvla_edge.eval.metaworld import CONTROL_RATE, FILM_SIDE, Metaworld
+from smolvla_edge.eval.runner import Setting
+from smolvla_edge.eval.sides import Side
+from smolvla_edge.eval.tasks import TASKS
 
 METRES_PER_ACTION = 0.01  # what a displacement of 1 asks the hand to do in a step
 EVERY = 4  # steps between frames of the film: 20 frames a second
@@ -50,6 +55,33 @@ class Recording:
         moves = np.clip(chunk.actions[:, :3], -1, 1).cumsum(0) * METRES_PER_ACTION
         start = self.hand[first]
         return np.vstack([start, start + moves]).astype(np.float32)
+
+
+def films(
+    side: Side, played: Sequence[EpisodeResult], setting: Setting, most: int = 4
+) -> list[tuple[str, bytes]]:
+    """(caption, GIF) of some of these episodes, played again: failures first, then one a task."""
+    failed = [result for result in played if not result.success]
+    others = list({result.task: result for result in played if result.success}.values())
+    policy, n_action_steps = side.open()
+    found = []
+    for result in [*failed[: most // 2], *others][:most]:
+        world = Metaworld(TASKS[result.task], setting.width, setting.height)
+        recording = Recording(world)
+        again = run_episode(
+            policy, world, result.seed, n_action_steps, instruction=side.instruction,
+            blank=side.blank, step_limit=setting.step_limit, watch=recording.watch,
+        )  # fmt: skip
+        recording.finish()
+        world.close()
+        words = side.instruction or world.task.instruction
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "film.gif"
+            write_gif(path, recording.film, words, again)
+            verdict = "solved" if again.success else "not solved"
+            caption = f"{result.task}, seed {result.seed}: {verdict} in {again.steps} steps"
+            found.append((caption, path.read_bytes()))
+    return found
 
 
 def write_gif(

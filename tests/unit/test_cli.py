@@ -86,7 +86,9 @@ class TestApp:
     def test_help_teaches(self, cli: Any, verb: str) -> None:
         result = cli(verb, "--help")
         assert result.code == 0
-        assert ("Example:" in result.out or "Examples:" in result.out) and f"smolvla-edge {verb}" in result.out
+        assert (
+            "Example:" in result.out or "Examples:" in result.out
+        ) and f"smolvla-edge {verb}" in result.out
         assert any(word in result.out for word in ("next", "Read next", "In a program"))
 
     def test_version(self, cli: Any) -> None:
