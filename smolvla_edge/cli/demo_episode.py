@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 _RECORDED = "demo_frames.npz"
 NOT_A_ROBOT = "a simulator: it says nothing about your robot"
+
+
+def recorded_frames() -> Path:
+    """Frames of one demonstration, with states, and the actions that followed each."""
+    return Path(str(files("smolvla_edge") / "assets" / _RECORDED))
 
 
 def run_episodes(
@@ -76,14 +82,11 @@ def run_recorded(
     policy_path: Path, plan: str, threads: int | None, as_json: bool
 ) -> dict[str, Any]:
     """Without a simulator: the policy on recorded frames, beside what was done then."""
-    from importlib.resources import as_file, files
-
     from smolvla_edge.eval.metaworld import CAMERA
     from smolvla_edge.eval.sides import Side
 
     output.note("no simulator: recorded frames instead. The loop is not closed: nothing moves")
-    asset = files("smolvla_edge") / "assets" / _RECORDED
-    with as_file(asset) as path, np.load(path, allow_pickle=False) as data:
+    with np.load(recorded_frames(), allow_pickle=False) as data:
         frames, states, actions = data["frames"], data["states"], data["actions"]
         words = str(data["instruction"])
     with output.busy("loading"):
