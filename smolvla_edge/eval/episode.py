@@ -14,8 +14,8 @@ from smolvla_edge.errors import SimulatorError
 from smolvla_edge.eval.metaworld import CAMERA, STEP_LIMIT, Metaworld
 from smolvla_edge.policy import Policy
 
-Watch = Callable[[NDArray[np.uint8], NDArray[np.float32], ActionChunk, int], None]
-"""Called before every step with the picture, the state, the chunk, and the row that comes next."""
+Watch = Callable[[NDArray[np.float32], ActionChunk, int], None]
+"""Called before every step with the state, the chunk, and the row that comes next."""
 
 GREY = 128
 
@@ -62,8 +62,8 @@ def run_episode(
 ) -> EpisodeResult:
     """Play one episode; the noise of its chunks follows from `seed` as the layout does.
 
-    Pictures are drawn when a chunk is computed, and for `watch` at every step. The episode ends at
-    the first solved step or at the limit.
+    Pictures are drawn when a chunk is computed. The episode ends at the first solved step or at the
+    limit.
     """
     task = instruction or world.task.instruction
     world.reset(seed)
@@ -75,14 +75,14 @@ def run_episode(
     row = n_action_steps
     for step in range(step_limit):
         seam = chunk is None or row == n_action_steps
-        picture = world.picture() if seam or watch else None
         if seam or chunk is None:
-            assert picture is not None
-            seen = np.full_like(picture, GREY) if blank else picture
+            seen = world.picture()
+            if blank:
+                seen = np.full_like(seen, GREY)
             chunk, row = policy.predict({CAMERA: seen}, world.state, task), 0
             latency.append(chunk.timings["total"])
-        if watch and picture is not None:
-            watch(picture, world.state, chunk, row)
+        if watch:
+            watch(world.state, chunk, row)
         action = np.clip(chunk.actions[row], -1.0, 1.0)
         if before is not None:
             jumps[seam].append(float(np.linalg.norm(action - before)))

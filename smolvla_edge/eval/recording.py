@@ -31,13 +31,7 @@ class Recording:
     hand: list[NDArray[np.float32]] = field(default_factory=list)  # of every step, metres
     chunks: list[tuple[int, ActionChunk]] = field(default_factory=list)  # (first step, chunk)
 
-    def watch(
-        self,
-        picture: NDArray[np.uint8],
-        state: NDArray[np.float32],
-        chunk: ActionChunk,
-        row: int,
-    ) -> None:
+    def watch(self, state: NDArray[np.float32], chunk: ActionChunk, row: int) -> None:
         if len(self.hand) % EVERY == 0:
             self.film.append(self.world.picture((FILM_SIDE, FILM_SIDE)))
         if row == 0:

@@ -87,7 +87,8 @@ def _open_worker(side: Side, setting: Setting) -> None:
 
 
 def _run_in_worker(job: Job) -> EpisodeResult:
-    assert _worker is not None
+    if _worker is None:
+        raise SimulatorError("expected a process that `_open_worker` has prepared")
     return _worker.run(job)
 
 

@@ -1,11 +1,14 @@
-"""A tiny checkpoint folder for tests that damage one. A module may have a `folder` of its own."""
+"""A tiny checkpoint to damage (a module may have a `folder` of its own), and the commands."""
 
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
+from cli_helpers import Result
 
+from smolvla_edge.cli.app import app
 from smolvla_edge.synthetic import make_checkpoint
 
 
@@ -18,3 +21,16 @@ def pristine(tmp_path_factory):
 def folder(pristine, tmp_path):
     """A checkpoint to damage."""
     return shutil.copytree(pristine, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            app(args=[str(argument) for argument in arguments], prog_name="smolvla-edge")
+        captured = capsys.readouterr()
+        code = exit_.value.code
+        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cli_helpers import refused
 
 import smolvla_edge
 from smolvla_edge.cli import demo_speed, inspect_, output, stages
-from smolvla_edge.cli.app import app
 from smolvla_edge.image_file import read_image
 from smolvla_edge.synthetic import make_checkpoint
 
@@ -27,30 +26,6 @@ STATE = "1,-2,3,4,5,6"
 TASK = "pick it up"
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="needs the extra torch")
 needs_matplotlib = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs viz")
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        value = json.loads(self.out)
-        assert isinstance(value, dict)
-        return value
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            app(args=[str(argument) for argument in arguments], prog_name="smolvla-edge")
-        captured = capsys.readouterr()
-        code = exit_.value.code
-        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +43,6 @@ def bundle(checkpoint: Path) -> Path:
 def observation(*, state: str = STATE, task: str = TASK) -> list[str]:
     images = [f"--image={name}={file}" for name, file in zip(CAMERAS, PHOTOGRAPHS, strict=True)]
     return [*images, "--state", state, "--task", task]
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit code 2, nothing on stdout, a message on stderr without a traceback."""
-    assert result.code == 2, result.err
-    assert result.out == ""
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in result.err
 
 
 class TestApp:

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from cli_helpers import refused
 from dataset_helpers import CAMERA
 from eval_helpers import arm_policy, need_simulator
 
@@ -20,11 +21,6 @@ def policy(tmp_path_factory):
 
 
 SHORT = ("--size", "64x64", "--step-limit", "16", "--episodes", "2", "--tasks", "push,window-open")
-
-
-def refused(result, *words: str) -> None:
-    assert result.code == 2, result
-    assert all(word in result.err for word in words), result.err
 
 
 class TestEval:

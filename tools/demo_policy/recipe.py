@@ -21,7 +21,7 @@ ENVIRONMENT = "observation.environment_state"  # recorded for the auxiliary loss
 VLM = VlmConfig(
     text_width=192, text_mlp=512, heads=3, kv_heads=1, head_dim=64, text_layers=6,
     vocab=512, rms_eps=1e-5,
-    vision_width=128, vision_mlp=512, vision_heads=2, vision_layers=6,
+    vision_width=128, vision_mlp=256, vision_heads=2, vision_layers=6,
     image_size=IMAGE_SIDE, patch_size=8, vision_eps=1e-6, scale_factor=4,
     fake_token_id=None, global_token_id=None,
 )  # fmt: skip

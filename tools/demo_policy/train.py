@@ -30,7 +30,9 @@ from torch import Tensor, nn
 
 from smolvla_edge.cli import output
 from smolvla_edge.model import SmolVLA
+from smolvla_edge.model.layers import split_heads
 from smolvla_edge.model.prefix import Cache
+from smolvla_edge.model.vision import VisionAttention
 from smolvla_edge.policy_config import ACTION, STATE
 from smolvla_edge.tokenizer import TaskTokenizer
 from tools.demo_policy import batches, state_files
@@ -150,6 +152,9 @@ def begin(data: Demonstrations, options: argparse.Namespace) -> Learner:
         betas=(0.9, 0.95),
         weight_decay=1e-3,
     )
+    if options.device == "cpu":
+        for layer in model.vision.layers:
+            layer.attn.__class__ = CpuVisionAttention
     dtypes = released_dtypes()
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
@@ -157,6 +162,18 @@ def begin(data: Demonstrations, options: argparse.Namespace) -> Learner:
     state_files.restore(options.work / "state", learner, options.device)
     learner.spread()
     return learner
+
+
+class CpuVisionAttention(VisionAttention):
+    """The same attention in three products: torch's fused one takes five times as long backwards
+    on a CPU in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            split_heads(m(x), self.head_dim).transpose(1, 2) for m in (self.q, self.k, self.v)
+        )
+        weights = (q * self.head_dim**-0.5 @ k.transpose(2, 3)).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).flatten(2))
 
 
 def initialise(model: SmolVLA) -> None:
@@ -218,7 +235,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop (and keep) after")
     parser.add_argument("--save-minutes", type=float, default=10.0)
     parser.add_argument("--batch", type=int, default=64, help="images a step")
-    parser.add_argument("--draws", type=int, default=4, help="noises and times an image")
+    parser.add_argument("--draws", type=int, default=2, help="noises and times an image")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
