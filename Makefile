@@ -9,6 +9,8 @@
 #   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
+#   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
+#                       interop: LeRobot's own code on it
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -206,6 +208,30 @@ test-aarch64: $(AARCH64_CPUS:%=test-aarch64-%)
 
 test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
+
+# --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
+.PHONY: demo-policy study interop
+DEMO_WORK ?= build/demo-policy
+SHIPPED := smolvla_edge/assets/demo_policy
+
+.venv-train/installed.stamp: .venv-train/venv.stamp $(SOURCES) | gl
+	@echo 'installing torch, the simulator and smolvla-edge into .venv-train ...'
+	.venv-train/$(PIP) install torch==2.13.0
+	.venv-train/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
+	PATH="$(CURDIR)/.venv-train/bin:$$PATH" .venv-train/$(PIP) install --no-build-isolation \
+		--constraint constraints.txt --editable '.[torch,data,sim]'
+	@touch $@
+
+demo-policy: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/data
+	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/run $(TRAIN_ARGS)
+
+study: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study $(STUDY_ARGS)
+
+interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m tools.demo_policy.interop $(SHIPPED) $(DEMO_WORK)/few
 
 # --- lint -------------------------------------------------------------------------------------------
 .venv-lint/installed.stamp: .venv-lint/venv.stamp

@@ -86,7 +86,8 @@ def evaluate(
             "--instruction",
             metavar="TEXT",
             show_default=False,
-            help="Say this in every task, in place of the task's own words.",
+            help="Say this in every task, in place of its own words; @other says each task the "
+            "words of the one that shares its scene.",
         ),
     ] = None,
     first_seed: Annotated[

@@ -63,12 +63,12 @@ def films(
         world = Metaworld(TASKS[result.task], setting.width, setting.height)
         recording = Recording(world)
         again = run_episode(
-            policy, world, result.seed, n_action_steps, instruction=side.instruction,
+            policy, world, result.seed, n_action_steps, instruction=side.told(world.task),
             blank=side.blank, step_limit=setting.step_limit, watch=recording.watch,
         )  # fmt: skip
         recording.finish()
         world.close()
-        words = side.instruction or world.task.instruction
+        words = side.told(world.task)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "film.gif"
             write_gif(path, recording.film, words, again)

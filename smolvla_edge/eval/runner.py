@@ -54,7 +54,7 @@ class Worker:
             self._worlds[task],
             seed,
             self.n_action_steps,
-            instruction=self.side.instruction,
+            instruction=self.side.told(TASKS[task]),
             blank=self.side.blank,
             step_limit=self.setting.step_limit,
         )

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from smolvla_edge.errors import PlanError
+from smolvla_edge.eval.tasks import Task, other_task
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
+
+OTHER = "@other"
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class Side:
     plan: "exact", the name of a preset of the bundle, or words "steps=4,solver=ab2" that change
     the exact plan. n_action_steps: how many actions of a chunk are executed before the next one is
     computed; None is the checkpoint's own number. blank: the policy sees a grey picture instead of
-    the camera's. instruction: said in every task instead of its own.
+    the camera's. instruction: said in every task instead of its own; OTHER says each task the words
+    of the one that shares its scene.
     """
 
     policy: str
@@ -45,6 +49,12 @@ class Side:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def told(self, task: Task) -> str:
+        """What this side is told in a task."""
+        if self.instruction == OTHER:
+            return other_task(task).instruction
+        return self.instruction or task.instruction
+
     def describe(self) -> str:
         """A short name for tables."""
         words = [self.plan]
@@ -52,7 +62,9 @@ class Side:
             words.append(f"n_action_steps={self.n_action_steps}")
         if self.blank:
             words.append("blank picture")
-        if self.instruction is not None:
+        if self.instruction == OTHER:
+            words.append("told another task's words")
+        elif self.instruction is not None:
             words.append(f'told "{self.instruction}"')
         return ", ".join(words)
 

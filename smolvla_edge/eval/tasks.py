@@ -108,6 +108,23 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
+_SHARING = (
+    ("drawer-open", "drawer-close"),
+    ("window-open", "window-close"),
+    ("faucet-open", "faucet-close"),
+    ("push", "pick-place"),
+    ("button-press", "hammer"),
+)
+
+
+def other_task(task: Task) -> Task:
+    """The task whose instruction shows whether words count: the one of the same scene, if any."""
+    for one, other in _SHARING:
+        if task.name in (one, other):
+            return TASKS[other if task.name == one else one]
+    raise SimulatorError(f"{task.name}: expected one of {', '.join(TASKS)}")
+
+
 def find_tasks(names: str | None) -> list[Task]:
     """The tasks of a comma-separated list, in its order; all of them for None.
 

@@ -1,6 +1,6 @@
 """Scripted demonstrations of the ten tasks, as a LeRobotDataset v3.0 folder.
 
-    python -m tools.demo_policy.generate OUT --demonstrations 200 --workers 2
+    python -m tools.demo_policy.generate OUT --demonstrations 100 --workers 2
 
 Meta-World's own expert of each task acts from the simulator's state. A third of the demonstrations
 are clean; a third carry noise on every action; in a third the hand is now and then pushed away for
@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m tools.demo_policy.generate", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("out", type=Path, help="the folder of the data set")
-    parser.add_argument("--demonstrations", type=int, default=200, help="of each task")
+    parser.add_argument("--demonstrations", type=int, default=100, help="of each task")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)

@@ -1,0 +1,127 @@
+"""Everything that docs/evaluation.md publishes, from one command; resumable.
+
+    python -m tools.demo_policy.study POLICY OUT --episodes 50 --workers 2
+
+Each line is the same paired protocol: the exact policy at its default against one change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from smolvla_edge.checkpoint import read_checkpoint
+from smolvla_edge.cli import output
+from smolvla_edge.eval.runner import Setting, evaluate
+from smolvla_edge.eval.sides import OTHER, Side
+from smolvla_edge.eval.summary import compare, summarize
+from smolvla_edge.eval.tasks import TASKS
+from smolvla_edge.names import lerobot_name
+from smolvla_edge.safetensors_file import SafetensorsWriter, TensorLayout, read_tensor
+
+Change = Callable[[str, np.ndarray], np.ndarray]
+
+
+def rounded(bits: int) -> Change:
+    """Matrices of the three transformers to symmetric integers of `bits`, one scale a row."""
+
+    def change(name: str, weight: np.ndarray) -> np.ndarray:
+        part = name.split(".")[0]
+        if weight.ndim != 2 or part not in ("vision", "text", "expert") or ".layers." not in name:
+            return weight
+        most = 2 ** (bits - 1) - 1
+        scale = np.maximum(np.abs(weight).max(1, keepdims=True) / most, 1e-12)
+        return np.clip(np.round(weight / scale), -most, most) * scale
+
+    return change
+
+
+def shuffled(name: str, weight: np.ndarray) -> np.ndarray:
+    """The same numbers in another order: a policy that knows nothing."""
+    random = np.random.default_rng(len(name))
+    return random.permutation(weight.ravel()).reshape(weight.shape)
+
+
+def changed(policy: Path, folder: Path, change: Change) -> Path:
+    """A copy of a checkpoint with changed weights, stored in float32."""
+    if folder.is_dir():
+        return folder
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(policy, partial)
+    tensors = read_checkpoint(policy).tensors
+    layouts = [TensorLayout(name, "F32", entry.shape) for name, entry in tensors.items()]
+    named = [replace(layout, name=lerobot_name(layout.name)) for layout in layouts]
+    back = {new.name: old.name for new, old in zip(named, layouts, strict=True)}
+    with SafetensorsWriter(partial / "model.safetensors", named, {"format": "pt"}) as writer:
+        for layout in writer.order:
+            entry = tensors[back[layout.name]]
+            values = read_tensor(entry)
+            if entry.dtype == "BF16":
+                values = (values.astype(np.uint32) << 16).view(np.float32)
+            new = change(back[layout.name], values.astype(np.float32))
+            writer.write(layout.name, np.ascontiguousarray(new, np.float32))
+    partial.rename(folder)
+    return folder
+
+
+def sides(policy: Path, scratch: Path) -> dict[str, Side]:
+    """Each published line by its name; the first is what all others are compared with."""
+    own = Side(str(policy))
+    found = {"exact": own}
+    found["blank picture"] = replace(own, blank=True)
+    found["another task's words"] = replace(own, instruction=OTHER)
+    found["shuffled weights"] = replace(own, policy=str(changed(policy, scratch / "x", shuffled)))
+    for count in (1, 4, 5, 10, 16):
+        found[f"n_action_steps {count}"] = replace(own, n_action_steps=count)
+    for steps in (1, 2, 4):
+        found[f"denoise steps {steps}"] = replace(own, plan=f"steps={steps}")
+    for bits in (8, 4, 3, 2):
+        copy = str(changed(policy, scratch / f"w{bits}", rounded(bits)))
+        for count in (4, None, 16):
+            words = "" if count is None else f", n_action_steps {count}"
+            found[f"{bits}-bit weights{words}"] = replace(own, policy=copy, n_action_steps=count)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo_policy.study", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--episodes", type=int, default=50, help="initial states of each task")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="lines whose name has this in it")
+    options = parser.parse_args(arguments)
+    (options.out / "weights").mkdir(parents=True, exist_ok=True)
+    jobs = [(name, seed) for name in TASKS for seed in range(options.episodes)]
+    lines: dict[str, object] = {}
+    first = None
+    for name, side in sides(options.policy, options.out / "weights").items():
+        if first is not None and options.only not in name:
+            continue
+        file = options.out / f"{name.replace(' ', '-').replace(',', '')}.jsonl"
+        with output.progress(name, unit_bytes=False) as report:
+            played = evaluate(side, jobs, Setting(), workers=options.workers, file=file,
+                              progress=report)  # fmt: skip
+        first = first or played
+        summary = summarize(played)
+        pairs = None if played is first else compare(first, played)
+        lines[name] = {"side": side.to_json(), **summary, "against_exact": pairs}
+        everything = summary["all"]
+        words = "" if pairs is None else (
+            f"  {pairs['difference']:+.1%} ({pairs['low']:+.1%} to {pairs['high']:+.1%}), "
+            f"p = {pairs['p_value']:.2g}")  # fmt: skip
+        print(f"{name:32s} {everything['rate']:6.1%} of {everything['n']}{words}", flush=True)
+    (options.out / "study.json").write_text(json.dumps(lines, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
