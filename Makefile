@@ -248,4 +248,4 @@ ifneq ($(wildcard .clang-format),)
 endif
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-fuzz .venv-bench .venv-wheel .venv-lint build dist
+	rm -rf .venv-demo .venv-train .venv-test .venv-fuzz .venv-bench .venv-wheel .venv-lint build dist
