@@ -1,0 +1,206 @@
+"""The demo policy's own tools: data and training that can go on, a normal checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eval_helpers import need_simulator
+
+ROOT = Path(__file__).resolve().parents[2]
+torch = pytest.importorskip("torch")
+pytest.importorskip("pyarrow")
+if not (ROOT / "tools" / "demo_policy").is_dir():
+    pytest.skip("the tests run outside of the source folder", allow_module_level=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    """tools/ as a package; last on the path, so that an installed smolvla_edge comes first."""
+    sys.path.append(str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture(scope="module")
+def data(tools, tmp_path_factory):
+    from smolvla_edge.dataset import DatasetWriter
+    from tools.demo_policy.generate import FEATURES
+    from tools.demo_policy.recipe import CAMERA, ENVIRONMENT
+
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    random = np.random.default_rng(0)
+    with DatasetWriter(folder, 80, FEATURES) as writer:
+        for task in ("open the drawer", "close the drawer", "push it"):
+            writer.add(
+                {
+                    CAMERA: random.integers(0, 256, (20, 128, 128, 3), np.uint8),
+                    "observation.state": random.standard_normal((20, 4)),
+                    ENVIRONMENT: random.standard_normal((20, 39)),
+                    "action": random.uniform(-1, 1, (20, 4)),
+                },
+                task,
+            )
+    return folder
+
+
+def train(data, work, *words):
+    from tools.demo_policy.train import main
+
+    main([str(data), str(work), "--batch", "2", "--device", "cpu", *words])
+
+
+def test_the_network_has_the_shapes_it_was_made_for(tools):
+    from tools.demo_policy.policy_files import model_config
+
+    model = model_config()
+    assert model.image_size // model.patch_size >= 16
+    assert (model.image_size // model.patch_size // model.scale_factor) ** 2 >= 16
+    assert min(model.vision_layers, model.text_layers, model.expert_layers) >= 6
+    assert model.heads == 3 * model.kv_heads and model.expert_width % 32 != 0
+    assert model.vision_width // model.vision_heads == model.head_dim == 64
+    kinds = [model.is_self_layer(i) for i in range(model.text_layers)]
+    assert kinds == [True, False] * 3
+
+
+def test_an_interrupted_training_is_the_uninterrupted_one(data, tmp_path):
+    from safetensors.numpy import load_file
+
+    train(data, tmp_path / "whole", "--steps", "4")
+    train(data, tmp_path / "parts", "--steps", "4", "--minutes", "0")  # ends after one step
+    for _ in range(3):
+        train(data, tmp_path / "parts", "--steps", "4", "--minutes", "0")
+    whole, parts = (load_file(tmp_path / n / "state.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        assert np.array_equal(value, parts[name]), name
+
+
+def test_what_is_saved_is_a_normal_checkpoint(data, tmp_path):
+    import json
+
+    import smolvla_edge
+    from smolvla_edge.model import load_model
+    from smolvla_edge.statistics import Mode
+
+    train(data, tmp_path, "--steps", "2")
+    policy = smolvla_edge.load(tmp_path / "policy")
+    assert policy.contract.state.mode is Mode.MEAN_STD
+    frame = np.zeros((128, 128, 3), np.uint8)
+    state = np.zeros(4, np.float32)
+    chunk = policy.predict({"observation.image": frame}, state, "do what was never said", seed=1)
+    assert chunk.actions.shape == (16, 4) and not chunk.flags
+    from safetensors.numpy import load_file
+
+    average = load_file(tmp_path / "state.safetensors")
+    checkpoint = smolvla_edge.read_checkpoint(tmp_path / "policy")
+    model = load_model(checkpoint.model, checkpoint.tensors)
+    for name, value in model.named_parameters():
+        want = torch.from_numpy(average[f"average.{name}"])
+        if checkpoint.tensors[name].dtype == "BF16":
+            want = want.bfloat16().float()
+        assert torch.equal(value.detach(), want), name
+    log = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == []  # a line every 100 steps
+
+
+def test_the_loss_is_the_reference_models(data, tmp_path):
+    """With one draw, no padding weight and no augmentation it is SmolVLA.loss on the real rows."""
+    from tools.demo_policy import batches
+    from tools.demo_policy import train as training
+    from tools.demo_policy.policy_files import statistics
+
+    options = training.parse([str(data), str(tmp_path), "--device", "cpu"])
+    loaded = batches.load(data, tmp_path, lambda *_: None)
+    learner = training.begin(loaded, options)
+    learner.model.float()
+    stats = statistics(loaded)
+    tokens = torch.tensor([[3, 4, 5], [3, 6, 2], [7, 2, 2]])
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    given = training.Conditions(loaded, stats, tokens, mask, "cpu")
+    random = torch.Generator().manual_seed(5)
+    _, batch = batches.draw(loaded, 3, random)
+    flow, _ = training.loss_of(learner, batch, given, 1, torch.Generator().manual_seed(9))
+    again = torch.Generator().manual_seed(9)
+    noise = torch.randn((3, 16, 32), generator=again)
+    time = torch.rand(3, generator=again) ** (1 / 1.5) * 0.999 + 0.001
+    pad = torch.nn.functional.pad
+    std = torch.from_numpy(stats["action.std"]) + 1e-8
+    actions = (batch["actions"] - torch.from_numpy(stats["action.mean"])) / std
+    state = batch["state"] - torch.from_numpy(stats["observation.state.mean"])
+    state = state / (torch.from_numpy(stats["observation.state.std"]) + 1e-8)
+    model_batch = {
+        "pixels": batch["pixels"][None],
+        "camera_mask": torch.ones(3, 1, dtype=torch.bool),
+        "tokens": tokens[batch["task"]],
+        "token_mask": mask[batch["task"]],
+        "state": pad(state, (0, 28)),
+        "actions": actions,
+        "action_is_pad": batch["is_pad"],
+    }
+    whole = learner.model.loss(model_batch, noise, time)  # mean over 4 real and 28 padded columns
+    real = learner.model.loss(model_batch | {"actions": pad(actions, (0, 28))}, noise, time)
+    assert torch.allclose(whole, real)
+    low, high = whole * 32 * training.PAD_WEIGHT / 28, whole * 8
+    assert low < flow < high + low
+
+
+def test_an_augmented_frame_is_the_frame_moved_and_recoloured(tools):
+    from tools.demo_policy.batches import COLOUR, SHIFT, augment
+
+    frame = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    frame[:, :, 10, 20] = 200
+    places = set()
+    for seed in range(40):
+        out = augment(frame, torch.Generator().manual_seed(seed))
+        assert out.shape == frame.shape and out.min() >= -1 and out.max() <= 1
+        y, x = divmod(int(out[0, 0].argmax()), 32)
+        places.add((y - 10, x - 20))
+        value = (float(out[0, 1, y, x]) + 1) / 2
+        assert (1 - COLOUR) ** 3 * 0.7 < value / (200 / 255) < (1 + COLOUR) ** 3 * 1.1
+    assert max(max(map(abs, place)) for place in places) == SHIFT and len(places) > 20
+
+
+def test_every_prompt_encodes(tools, tmp_path):
+    from tokenizers import Tokenizer
+
+    from smolvla_edge.eval.tasks import TASKS
+    from tools.demo_policy.recipe import CONFIG, VLM
+    from tools.demo_policy.tokens import write_tokenizer
+
+    write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert 256 + 3 < tokenizer.get_vocab_size() <= VLM.vocab
+    limit = CONFIG["tokenizer_max_length"]
+    for task in TASKS.values():
+        for phrase in task.instructions:
+            assert len(tokenizer.encode(phrase + "\n").ids) <= limit // 2
+    for text in ("hit it\n", "Öffne die Schublade\n", "打开抽屉\n", "🙂"):
+        ids = tokenizer.encode(text).ids
+        assert ids and tokenizer.decode(ids, skip_special_tokens=False) == text
+    first = (tmp_path / "tokenizer.json").read_text()
+    write_tokenizer(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == first
+
+
+def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):
+    need_simulator()
+    from smolvla_edge.dataset import read_dataset
+    from tools.demo_policy.generate import main
+
+    words = ["--tasks", "faucet-open", "--workers", "1"]
+    main([str(tmp_path / "a"), *words, "--demonstrations", "2"])
+    main([str(tmp_path / "b"), *words, "--demonstrations", "1"])
+    main([str(tmp_path / "b"), *words, "--demonstrations", "2"])
+    a, b = read_dataset(tmp_path / "a"), read_dataset(tmp_path / "b")
+    assert a.info.frames == b.info.frames and len(a.episodes) == len(b.episodes) == 2
+    for episode in range(2):
+        for one, other in zip(a.frames(episode), b.frames(episode), strict=True):
+            assert np.array_equal(
+                one.images["observation.image"], other.images["observation.image"]
+            )
+            assert np.array_equal(one.action, other.action) and one.task == other.task
+    log = (tmp_path / "a" / "meta" / "demonstrations.jsonl").read_text()
+    assert log == (tmp_path / "b" / "meta" / "demonstrations.jsonl").read_text()
