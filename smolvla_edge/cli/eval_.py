@@ -103,6 +103,15 @@ def evaluate(
             help="Processes, each with one thread; as many as CPUs unless said.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            show_default=False,
+            help="Play on this Ray cluster (host:port, or auto); extra ray.",
+        ),
+    ] = None,
     size: Annotated[
         str, typer.Option("--size", metavar="WxH", help="Of the camera's picture.")
     ] = "128x128",
@@ -188,13 +197,20 @@ def evaluate(
     sides = _sides(source, plan, n_action_steps, against, against_policy, blank, instruction)
     jobs = [(t.name, first_seed + i) for t in chosen for i in range(episodes)]
     count = workers or len(os.sched_getaffinity(0))
+    cluster = None
+    if ray is not None:
+        from smolvla_edge.eval.ray_cluster import play_on
+
+        cluster = play_on(ray, workers)
     played, summaries, seconds = [], [], []
     for number, side in enumerate(sides):
         file = None if out is None else out / f"episodes-{number}.jsonl"
         policy, executed = side.open()
         started = time.perf_counter()
         with output.progress(f"playing {side.describe()}", unit_bytes=False) as report:
-            played.append(play(side, jobs, setting, workers=count, file=file, progress=report))
+            played.append(
+                play(side, jobs, setting, workers=count, file=file, progress=report, play=cluster)
+            )
         seconds.append(round(time.perf_counter() - started, 1))
         summaries.append(
             {

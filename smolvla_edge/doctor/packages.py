@@ -23,6 +23,7 @@ EXTRAS = {
     "hub": {"huggingface_hub": "0.34"},
     "viz": {"matplotlib": "3.7", "pillow": "10"},
     "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
+    "ray": {"ray": "2.9"},
     "sim": {
         "metaworld": "3.0.0",
         "mujoco": "3.8.1",
@@ -37,6 +38,7 @@ _PURPOSE = {
     "hub": "checkpoints by owner/name",
     "viz": "plots, and image files other than PPM",
     "data": "recorded LeRobot datasets",
+    "ray": "eval on a cluster",
     "sim": "eval, and the demo's closed loop",
 }
 

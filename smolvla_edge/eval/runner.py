@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class Setting:
     width: int = 128
     height: int = 128
     step_limit: int = STEP_LIMIT
+
+
+Play = Callable[[Side, Setting, Sequence[Job]], Iterator[EpisodeResult]]
+"""Plays jobs somewhere and yields their results as they come, in any order."""
 
 
 class Worker:
@@ -100,57 +105,56 @@ def evaluate(
     workers: int = 1,
     file: Path | None = None,
     progress: Progress = lambda done, total: None,
-    executor: Executor | None = None,
+    play: Play | None = None,
 ) -> list[EpisodeResult]:
     """The results of `jobs` in their order; those in `file` are not run again.
 
-    workers: processes, each with one thread. executor: run there instead (it must have called
-    `_open_worker`). Raises what loading the policy or the simulator raises, SimulatorError for a
-    file of something else and for a process that died.
+    workers: processes, each with one thread. play: play episodes elsewhere instead (a cluster).
+    Raises what loading the policy or the simulator raises, SimulatorError for a file of something
+    else and for a process that died.
     """
-    done = _Kept(file, side, setting)
-    missing = [job for job in jobs if job not in done.results]
-    progress(len(jobs) - len(missing), len(jobs))
-    if missing and executor is None and workers == 1:
-        worker = Worker(side, setting)
-        for number, job in enumerate(missing):
-            done.add(worker.run(job))
-            progress(len(jobs) - len(missing) + number + 1, len(jobs))
+    kept = _Kept(file, side, setting)
+    missing = [job for job in jobs if job not in kept.results]
+    done = len(jobs) - len(missing)
+    progress(done, len(jobs))
+    if missing:
+        if play is None:
+            play = _play_here if workers == 1 else partial(_play_in_processes, workers)
+        for result in play(side, setting, missing):
+            kept.add(result)
+            done += 1
+            progress(done, len(jobs))
+    return [kept.results[job] for job in jobs]
+
+
+def _play_here(side: Side, setting: Setting, jobs: Sequence[Job]) -> Iterator[EpisodeResult]:
+    worker = Worker(side, setting)
+    try:
+        yield from map(worker.run, jobs)
+    finally:
         worker.close()
-    elif missing:
-        _spread(missing, done, side, setting, workers, executor, progress, len(jobs))
-    return [done.results[job] for job in jobs]
 
 
-def _spread(
-    missing: Sequence[Job],
-    done: _Kept,
-    side: Side,
-    setting: Setting,
-    workers: int,
-    executor: Executor | None,
-    progress: Progress,
-    total: int,
-) -> None:
+def _play_in_processes(
+    workers: int, side: Side, setting: Setting, jobs: Sequence[Job]
+) -> Iterator[EpisodeResult]:
     side.open()  # in this process first: its refusal is worth more than a broken pool
-    own = executor or ProcessPoolExecutor(
-        min(workers, len(missing)),
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
         mp_context=multiprocessing.get_context("spawn"),  # the core's threads do not survive fork
         initializer=_open_worker,
         initargs=(side, setting),
     )
     try:
-        futures = [own.submit(_run_in_worker, job) for job in missing]
-        for number, future in enumerate(as_completed(futures)):
-            done.add(future.result())
-            progress(total - len(missing) + number + 1, total)
+        for future in as_completed([pool.submit(_run_in_worker, job) for job in jobs]):
+            yield future.result()
     except BrokenProcessPool as cause:
         raise SimulatorError(
-            f"a process died (out of memory, or a driver's fault); {len(done.results)} of {total} "
-            "episodes are kept where --out says. Try again with fewer --workers"
+            "a process died (out of memory, or a driver's fault); episodes that were done are kept "
+            "where --out says. Try again with fewer --workers"
         ) from cause
     finally:
-        own.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Kept:

@@ -1,0 +1,46 @@
+"""The same episodes on a Ray cluster: a local one of two workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from eval_helpers import arm_policy, need_simulator
+
+from smolvla_edge.errors import SimulatorError
+from smolvla_edge.eval.ray_cluster import play_on
+from smolvla_edge.eval.runner import Setting, evaluate
+from smolvla_edge.eval.sides import Side
+
+ray = pytest.importorskip("ray")
+SETTING = Setting(64, 64, step_limit=16)
+JOBS = [("push", seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    need_simulator()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield "local"
+    ray.shutdown()
+
+
+def test_a_cluster_plays_the_same_episodes(cluster, tmp_path):
+    side = Side(str(arm_policy(tmp_path / "p")), n_action_steps=4)
+    here = evaluate(side, JOBS, SETTING)
+    there = evaluate(side, JOBS, SETTING, play=play_on("auto", 2), file=tmp_path / "e.jsonl")
+    assert [replace(r, latency_ms=()) for r in here] == [replace(r, latency_ms=()) for r in there]
+    assert len((tmp_path / "e.jsonl").read_text().splitlines()) == 1 + len(JOBS)
+
+
+def test_what_fails_there_is_told_here(cluster, tmp_path):
+    side = Side(str(tmp_path / "nowhere"))
+    with pytest.raises(
+        SimulatorError, match=r"(?s)failed on the cluster.*same path on every machine"
+    ):
+        evaluate(side, JOBS[:1], SETTING, play=play_on("auto", 1))
+
+
+def test_no_cluster_is_refused_by_its_address():
+    with pytest.raises(SimulatorError, match=r"--ray 127\.0\.0\.1:1: no cluster answers there"):
+        play_on("127.0.0.1:1", 1)
