@@ -167,6 +167,7 @@ def _start(joint: Any, seed: int) -> float:
 
 def _no_drawing(cause: Exception) -> SimulatorError:
     return SimulatorError(
-        f"the simulator cannot draw here ({type(cause).__name__}: {cause}). It needs EGL in "
-        f"software: {_INSTALL_GL}"
+        f"the simulator cannot draw here ({type(cause).__name__}: {cause}). It draws with "
+        f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}, as it was when mujoco was first "
+        f"imported; egl needs {_INSTALL_GL}"
     )

@@ -172,7 +172,12 @@ class _Kept:
             "setting": vars(setting),
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if not text.endswith("\n"):
+            # A run that was killed left half a line behind: that episode is played again.
+            text = text[: text.rfind("\n") + 1]
+            file.write_text(text, encoding="utf-8")
+        lines = text.splitlines()
         if not lines:
             file.write_text(json.dumps(header) + "\n", encoding="utf-8")
             return
@@ -197,7 +202,6 @@ def _parsed(lines: Iterable[str], file: Path) -> list[Any]:
         try:
             found.append(json.loads(line))
         except ValueError:
-            # A run that was killed may have left half a line behind.
             raise SimulatorError(
                 f"{file}: line {number + 1} of the results is damaged; remove it and go on"
             ) from None

@@ -9,6 +9,7 @@ from smolvla_edge.errors import PlanError
 from smolvla_edge.eval.tasks import Task, other_task
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
+from smolvla_edge.source import open_source
 
 OTHER = "@other"
 
@@ -37,9 +38,6 @@ class Side:
         a chunk has.
         """
         policy = load(self.policy, threads=threads, plan=self._plan())
-        exact = policy.model.num_steps
-        if isinstance(policy.plan, Plan) and "=" in self.plan and "steps" not in self._words():
-            policy = load(self.policy, threads=threads, plan=replace(policy.plan, steps=exact))
         count = self.n_action_steps or policy.contract.n_action_steps
         rows = policy.plan.rows(policy.model.chunk_size)
         if not 1 <= count <= rows:
@@ -69,7 +67,10 @@ class Side:
         return ", ".join(words)
 
     def _plan(self) -> Plan | str:
-        return Plan(**self._words()) if "=" in self.plan else self.plan
+        if "=" not in self.plan:
+            return self.plan
+        steps = open_source(self.policy, verify=False).model.num_steps
+        return replace(Plan.exact(steps), **self._words())
 
     def _words(self) -> dict[str, Any]:
         kinds = {f.name: f.type for f in fields(Plan)}

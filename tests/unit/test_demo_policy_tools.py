@@ -49,7 +49,10 @@ def data(tools, tmp_path_factory):
 def train(data, work, *words):
     from tools.demo_policy.train import main
 
-    main([str(data), str(work), "--batch", "2", "--device", "cpu", *words])
+    # One thread: the products are small, and beside other processes two would wait for each other.
+    before = torch.get_num_threads()
+    main([str(data), str(work), "--batch", "2", "--device", "cpu", "--threads", "1", *words])
+    torch.set_num_threads(before)
 
 
 def test_the_network_has_the_shapes_it_was_made_for(tools):

@@ -60,7 +60,7 @@ def test_an_interrupted_evaluation_goes_on(policy, tmp_path, monkeypatch):
     whole = evaluate(side, JOBS, SETTING, file=file)
     lines = file.read_text().splitlines()
     assert len(lines) == 1 + len(JOBS)
-    file.write_text("\n".join(lines[:3]) + "\n")
+    file.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])  # killed while it wrote
     ran = []
     from smolvla_edge.eval import runner
 
