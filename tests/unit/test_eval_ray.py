@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -18,11 +19,15 @@ JOBS = [("push", seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     need_simulator()
+    # Its processes begin where we stand, and would find the source tree before what is installed.
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("cluster"))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield "local"
     ray.shutdown()
+    os.chdir(before)
 
 
 def test_a_cluster_plays_the_same_episodes(cluster, tmp_path):
