@@ -85,12 +85,13 @@ def demo(
     """A trained policy closes the loop in a simulator: try this first.
 
     In this version the policy is still in training and does not come with the package: without it
-    the demo is that of --size full. With it: a small policy of SmolVLA's architecture (5.2 M
-    parameters) sees
-    Meta-World through a camera, is told what to do in words, and moves the arm: live progress, then
-    whether it succeeded, what each stage cost, and whether it keeps up with the robot; a film in
-    demo.gif and a page with plans against motion in demo.html. Needs the extra sim; without it (or
-    without EGL) the policy runs on frames that were recorded, and says so.
+    the demo is that of --size full.
+
+    With it: a small policy of SmolVLA's architecture (5.2 M parameters) sees Meta-World through a
+    camera, is told what to do in words, and moves the arm: live progress, then whether it
+    succeeded, what each stage cost, and whether it keeps up with the robot; a film in demo.gif and
+    a page with plans against motion in demo.html. Needs the extra sim; without it (or without EGL)
+    the policy runs on frames that were recorded, and says so.
 
     \b
     Examples:
