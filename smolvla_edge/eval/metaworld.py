@@ -88,8 +88,8 @@ class Metaworld:
         if self.task.joint is not None:
             joint = env.model.joint(self.task.joint.name)
             env.data.qpos[joint.qposadr[0]] = _start(self.task.joint, seed)
-        # Meta-World moves bodies without telling the solver: until the next step its observation
-        # and its pictures would show the layout of the episode before.
+        # Meta-World moves bodies without telling the solver (and resets twice, each time with a
+        # layout of its own): until the next step observation and picture would show the first one.
         self._mujoco.mj_forward(env.model, env.data)
         for site in env._target_site_config:
             env._set_pos_site(*site)

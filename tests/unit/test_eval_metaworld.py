@@ -84,12 +84,16 @@ def test_layouts_differ_and_show(worlds, name):
         assert (np.abs(pictures[i] - pictures[i + 1]).max(2) > 20).sum() > 5
 
 
-def test_the_first_picture_shows_the_layout_and_not_the_one_before(worlds):
-    world = worlds("button-press")
+@pytest.mark.parametrize("name", ["drawer-open", "window-open", "window-close", "faucet-open"])
+def test_the_first_moment_is_of_this_layout_and_not_the_one_before(worlds, name):
+    """The tasks in which Meta-World's own is not: objects 8 to 11 cm and 47 to 153 pixels off."""
+    world = worlds(name)
+    world.reset(8)
     world.reset(2)
-    before = world.picture()
+    picture, objects = world.picture().astype(int), world.everything[4:7].copy()
     world.step(np.zeros(4, np.float32))
-    assert np.abs(before.astype(int) - world.picture()).mean() < 2
+    assert np.abs(world.everything[4:7] - objects).max() < 0.01
+    assert (np.abs(world.picture() - picture).max(2) > 20).sum() < 25
 
 
 @pytest.mark.parametrize("open_it, close_it", [(NAMES[i], NAMES[i + 1]) for i in (0, 2, 4)])
