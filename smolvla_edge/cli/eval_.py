@@ -87,7 +87,7 @@ def evaluate(
             metavar="TEXT",
             show_default=False,
             help="Say this in every task, in place of its own words; @other says each task the "
-            "words of the one that shares its scene.",
+            "words of the one that shares its scene, @lerobot those of LeRobot's environment.",
         ),
     ] = None,
     first_seed: Annotated[

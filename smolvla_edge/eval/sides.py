@@ -12,6 +12,7 @@ from smolvla_edge.policy import Policy, load
 from smolvla_edge.source import open_source
 
 OTHER = "@other"
+LEROBOT = "@lerobot"
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Side:
     the exact plan. n_action_steps: how many actions of a chunk are executed before the next one is
     computed; None is the checkpoint's own number. blank: the policy sees a grey picture instead of
     the camera's. instruction: said in every task instead of its own; OTHER says each task the words
-    of the one that shares its scene.
+    of the one that shares its scene, LEROBOT what LeRobot's environment says.
     """
 
     policy: str
@@ -51,6 +52,8 @@ class Side:
         """What this side is told in a task."""
         if self.instruction == OTHER:
             return other_task(task).instruction
+        if self.instruction == LEROBOT:
+            return task.lerobot
         return self.instruction or task.instruction
 
     def describe(self) -> str:
@@ -62,6 +65,8 @@ class Side:
             words.append("blank picture")
         if self.instruction == OTHER:
             words.append("told another task's words")
+        elif self.instruction == LEROBOT:
+            words.append("told LeRobot's words")
         elif self.instruction is not None:
             words.append(f'told "{self.instruction}"')
         return ", ".join(words)

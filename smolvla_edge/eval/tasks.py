@@ -30,15 +30,17 @@ class Joint:
 class Task:
     """A task: Meta-World's environment, how one may ask for it, and how its layout is drawn.
 
-    `instructions[0]` is the one that evaluations use unless told otherwise. `region` replaces
-    Meta-World's range (low, high) in metres of some of the numbers that an initial state is drawn
-    from. `marked`: the goal is a coloured mark and nothing else, so it is drawn; elsewhere marks
-    are hidden, because they would say what to do in place of the instruction.
+    `instructions[0]` is the one that evaluations use unless told otherwise, `lerobot` what the
+    environment of LeRobot says in this task. `region` replaces Meta-World's range (low, high) in
+    metres of some of the numbers that an initial state is drawn from. `marked`: the goal is a
+    coloured mark and nothing else, so it is drawn; elsewhere marks are hidden, because they would
+    say what to do in place of the instruction.
     """
 
     name: str
     environment: str
     instructions: tuple[str, ...]
+    lerobot: str
     region: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     joint: Joint | None = None
     marked: bool = False
@@ -58,51 +60,61 @@ TASKS: dict[str, Task] = {
         Task(
             "drawer-open", "drawer-open-v3",
             ("open the drawer", "pull the drawer open", "slide the drawer out"),
+            "Open a drawer",
             _DRAWER, Joint("goal_slidey", 0.0, -0.1),
         ),
         Task(
             "drawer-close", "drawer-close-v3",
             ("close the drawer", "push the drawer shut", "slide the drawer in"),
+            "Push and close a drawer",
             _DRAWER, Joint("goal_slidey", -0.15, -0.06),
         ),
         Task(
             "window-open", "window-open-v3",
             ("open the window", "slide the window open", "push the window handle to the right"),
+            "Push and open a window",
             _WINDOW, Joint("window_slide", 0.0, 0.12),
         ),
         Task(
             "window-close", "window-close-v3",
             ("close the window", "slide the window shut", "push the window handle to the left"),
+            "Push and close a window",
             _WINDOW, Joint("window_slide", 0.2, 0.08),
         ),
         Task(
             "faucet-open", "faucet-open-v3",
             ("open the faucet", "turn the faucet on", "rotate the faucet counterclockwise"),
+            "Rotate the faucet counter-clockwise",
             _FAUCET,
         ),
         Task(
             "faucet-close", "faucet-close-v3",
             ("close the faucet", "turn the faucet off", "rotate the faucet clockwise"),
+            "Rotate the faucet clockwise",
             _FAUCET,
         ),
         Task(
             "push", "push-v3",
             ("push the puck to the green mark", "slide the puck to the goal on the table"),
+            "Push the puck to a goal",
             marked=True,
         ),
         Task(
             "pick-place", "pick-place-v3",
             ("lift the puck to the blue mark", "pick up the puck and bring it to the goal"),
+            "Pick and place a puck to a goal",
             marked=True,
         ),
         Task(
             "button-press", "button-press-topdown-v3",
             ("push the red button from above", "press the button down", "press the red button"),
+            "Press a button from the top",
             {0: (-0.3, 0.3), 1: (0.75, 0.9)},
         ),
         Task(
             "hammer", "hammer-v3",
             ("hammer in the nail", "hit the nail with the hammer", "drive the nail into the block"),
+            "Hammer a screw on the wall",
         ),
     )
 }  # fmt: skip

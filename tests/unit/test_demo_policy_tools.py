@@ -33,7 +33,7 @@ def data(tools, tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "data"
     random = np.random.default_rng(0)
     with DatasetWriter(folder, 80, FEATURES) as writer:
-        for task in ("open the drawer", "close the drawer", "push it"):
+        for task in ("open the drawer", "close the drawer", "push the puck to the green mark"):
             writer.add(
                 {
                     CAMERA: random.integers(0, 256, (20, 128, 128, 3), np.uint8),
@@ -121,8 +121,9 @@ def test_the_loss_is_the_reference_models(data, tmp_path, monkeypatch):
     learner = training.begin(loaded, options)
     learner.model.float()
     stats = statistics(loaded)
-    tokens = torch.tensor([[3, 4, 5], [3, 6, 2], [7, 2, 2]])
-    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    assert len(loaded.phrases) == 2 * len(loaded.tasks) <= 6
+    tokens = torch.tensor([[3, 4, 5], [3, 6, 2], [7, 2, 2], [8, 4, 5], [8, 6, 2], [9, 2, 2]])
+    mask = tokens != 2
     given = training.Conditions(loaded, stats, tokens, mask, "cpu")
     random = torch.Generator().manual_seed(5)
     _, batch = batches.draw(loaded, 3, random)
@@ -138,8 +139,8 @@ def test_the_loss_is_the_reference_models(data, tmp_path, monkeypatch):
     model_batch = {
         "pixels": batch["pixels"][None],
         "camera_mask": torch.ones(3, 1, dtype=torch.bool),
-        "tokens": tokens[batch["task"]],
-        "token_mask": mask[batch["task"]],
+        "tokens": tokens[batch["words"]],
+        "token_mask": mask[batch["words"]],
         "state": pad(state, (0, 28)),
         "actions": actions,
         "action_is_pad": batch["is_pad"],

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from smolvla_edge.dataset import read_dataset
+from smolvla_edge.eval.tasks import TASKS
 from smolvla_edge.policy_config import ACTION, STATE
-from tools.demo_policy.recipe import CAMERA, CHUNK, ENVIRONMENT, IMAGE_SIDE
+from tools.demo_policy.recipe import CAMERA, CHUNK, ENVIRONMENT, IMAGE_SIDE, LEROBOT_WORDS
 
 Progress = Callable[[int, int, str], None]
 
@@ -25,8 +26,8 @@ class Demonstrations:
     """Every frame of a dataset, in order of the episodes.
 
     frames uint8 [n, 3, side, side] (mapped from a file); state and action float32 [n, 4];
-    environment float32 [n, d]; task int64 [n] into `tasks`; last int64 [n], the number of the
-    episode's last frame.
+    environment float32 [n, d]; task int64 [n] into `tasks`, the recorded instructions; last int64
+    [n], the number of the episode's last frame.
     """
 
     frames: Tensor
@@ -36,6 +37,12 @@ class Demonstrations:
     task: Tensor
     last: Tensor
     tasks: list[str]
+
+    @property
+    def phrases(self) -> list[str]:
+        """What may be said: each recorded instruction, then LeRobot's words for each of them."""
+        said = {words: task.lerobot for task in TASKS.values() for words in task.instructions}
+        return [*self.tasks, *(said.get(words, words) for words in self.tasks)]
 
 
 def load(folder: Path, cache: Path, progress: Progress) -> Demonstrations:
@@ -81,16 +88,21 @@ def load(folder: Path, cache: Path, progress: Progress) -> Demonstrations:
 def draw(
     data: Demonstrations, count: int, random: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`count` random moments -> (their numbers, float pixels [-1, 1] and chunks of actions)."""
+    """`count` random moments -> (their numbers, float pixels [-1, 1] and chunks of actions).
+
+    "task" counts the recorded instructions, "words" counts `data.phrases`.
+    """
     rows = torch.randint(len(data.state), (count,), generator=random)
     ahead = rows[:, None] + torch.arange(CHUNK)
     end = data.last[rows][:, None]
+    others = torch.rand(count, generator=random) < LEROBOT_WORDS
     return rows, {
         "pixels": augment(data.frames[rows], random),
         "state": data.state[rows],
         "actions": data.action[ahead.minimum(end)],
         "is_pad": ahead > end,
         "task": data.task[rows],
+        "words": data.task[rows] + len(data.tasks) * others,
         "environment": data.environment[rows],
     }
 

@@ -14,6 +14,7 @@ IMAGE_SIDE = 128
 CHUNK = 16
 N_ACTION_STEPS = 8
 CAMERA = "observation.image"  # LeRobot's name of Meta-World's camera
+LEROBOT_WORDS = 0.25  # of the drawn moments are told what LeRobot's environment says in the task
 ENVIRONMENT = "observation.environment_state"  # recorded for the auxiliary loss, never an input
 
 # SmolVLA's awkward shapes at a hundredth of its size: 3 query heads a key/value head, heads of 64,

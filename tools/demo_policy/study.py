@@ -19,7 +19,7 @@ import numpy as np
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli import output
 from smolvla_edge.eval.runner import Setting, evaluate
-from smolvla_edge.eval.sides import OTHER, Side
+from smolvla_edge.eval.sides import LEROBOT, OTHER, Side
 from smolvla_edge.eval.summary import compare, summarize
 from smolvla_edge.eval.tasks import TASKS
 from smolvla_edge.names import lerobot_name
@@ -77,6 +77,7 @@ def sides(policy: Path, scratch: Path) -> dict[str, Side]:
     found = {"exact": own}
     found["blank picture"] = replace(own, blank=True)
     found["another task's words"] = replace(own, instruction=OTHER)
+    found["LeRobot's words"] = replace(own, instruction=LEROBOT)
     found["shuffled weights"] = replace(own, policy=str(changed(policy, scratch / "x", shuffled)))
     for count in (1, 4, 5, 10, 16):
         found[f"n_action_steps {count}"] = replace(own, n_action_steps=count)

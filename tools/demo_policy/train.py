@@ -79,7 +79,7 @@ class Learner:
 
 
 class Conditions:
-    """Normalised states and actions and the tokens of each instruction, on the device."""
+    """Normalised states and actions and the tokens of each phrase, on the device."""
 
     def __init__(self, data: Demonstrations, stats: dict[str, np.ndarray], tokens: Tensor,
                  mask: Tensor, device: str) -> None:  # fmt: skip
@@ -105,10 +105,10 @@ def loss_of(
     actions = F.pad((batch["actions"] - mean) / std, (0, config.max_action_dim - len(mean)))
     mean, std = given.state
     state = F.pad((batch["state"] - mean) / std, (0, config.max_state_dim - len(mean)))
-    task = batch["task"]
+    words = batch["words"]
     image = model.encode_image(batch["pixels"])
-    seen = torch.ones(len(task), 1, dtype=torch.bool, device=given.device)
-    cache = model.prefill([image], seen, given.tokens[task], given.mask[task], state)
+    seen = torch.ones(len(words), 1, dtype=torch.bool, device=given.device)
+    cache = model.prefill([image], seen, given.tokens[words], given.mask[words], state)
 
     def repeated(x: Tensor) -> Tensor:
         return x.repeat_interleave(draws, 0)
@@ -124,7 +124,7 @@ def loss_of(
     error = error * repeated(~batch["is_pad"])[..., None]
     used = len(given.action[0])
     flow = error[..., :used].mean() + PAD_WEIGHT * error[..., used:].mean()
-    return flow, learner.auxiliary(image, batch["environment"], task)
+    return flow, learner.auxiliary(image, batch["environment"], batch["task"])
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -211,14 +211,14 @@ def train_step(
 
 
 def encode(data: Demonstrations, folder: Path, limit: int) -> tuple[Tensor, Tensor]:
-    """Tokens [instructions, longest] int64 and which of them are valid."""
+    """Tokens [phrases, longest] int64 and which of them are valid."""
     from smolvla_edge.checkpoint import read_checkpoint
 
     contract = read_checkpoint(folder)
     tokenizer = TaskTokenizer(
         contract.tokenizer_file, contract.contract.tokenizer, contract.model.vocab
     )
-    ids = [tokenizer.encode(task).ids for task in data.tasks]
+    ids = [tokenizer.encode(task).ids for task in data.phrases]
     width = max(map(len, ids))
     mask = torch.tensor([[i < len(row) for i in range(width)] for row in ids])
     padded = torch.tensor(np.stack([np.pad(row, (0, width - len(row))) for row in ids]))
