@@ -10,7 +10,7 @@
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
-#                       interop: LeRobot's own code on it
+#                       interop, lerobot-eval: LeRobot's own code on it
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -210,7 +210,7 @@ test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
 
 # --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
-.PHONY: demo-policy study interop
+.PHONY: demo-policy study interop lerobot-eval
 DEMO_WORK ?= build/demo-policy
 SHIPPED := smolvla_edge/assets/demo_policy
 
@@ -232,6 +232,15 @@ study: .venv-train/installed.stamp
 interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
 	.venv-train/bin/python -m tools.demo_policy.interop $(SHIPPED) $(DEMO_WORK)/few
+
+$(RIVALS)/lerobot/.venv/sim.stamp: $(RIVALS)/lerobot/.venv/venv.stamp \
+		$(RIVALS)/lerobot/requirements-sim.txt | gl
+	$(RIVALS)/lerobot/.venv/$(PIP) install --no-deps -r $(RIVALS)/lerobot/requirements-sim.txt
+	@touch $@
+
+lerobot-eval: $(RIVALS)/lerobot/.venv/sim.stamp
+	cd $(RIVALS)/lerobot && .venv/bin/python metaworld_eval.py "$(CURDIR)/$(SHIPPED)" \
+		"$(CURDIR)/$(DEMO_WORK)/lerobot-eval" $(EVAL_ARGS)
 
 # --- lint -------------------------------------------------------------------------------------------
 .venv-lint/installed.stamp: .venv-lint/venv.stamp
