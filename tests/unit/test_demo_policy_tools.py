@@ -188,6 +188,35 @@ def test_every_prompt_encodes(tools, tmp_path):
     assert (tmp_path / "tokenizer.json").read_text() == first
 
 
+def test_the_tables_say_what_was_played(tools):
+    from smolvla_edge.eval.episode import EpisodeResult
+    from smolvla_edge.eval.summary import compare, summarize
+    from tools.demo_policy import tables
+
+    def played(*failed):
+        return [
+            EpisodeResult(
+                task, seed, (task, seed) not in failed, 40 + seed, 2, 0.2, 0.1, (3.0, 5.0)
+            )
+            for task in ("push", "hammer")
+            for seed in range(60)
+        ]
+
+    exact, worse = played(("push", 3)), played(("push", 4), ("push", 3), ("hammer", 9))
+    names = [f"n_action_steps {n}" for n in (4, 16)]
+    names += [f"{bits}-bit weights{more}" for bits in (8, 4, 3, 2)
+              for more in (", n_action_steps 4", "", ", n_action_steps 16")]  # fmt: skip
+    line = {**summarize(worse), "against_base": compare(exact, worse)}
+    lines = {"exact": {**summarize(exact), "against_base": None}, "blank picture": line}
+    text = tables.render({**lines, **dict.fromkeys(names, line)})
+    assert "| push | 59 of 60 | 91% to 100% | 70 | 97% |" in text
+    assert "| mean | **99.2%** (119 of 120) | 95% to 100% | 70 | 97.5% |" in text
+    assert "| n_action_steps 4 | 97.5% | -1.7% (" in text and ") | 2 / 0 | 0.5 | 4.0 | 0.2" in text
+    assert text.count("bits | 97.5%, -1.7% (") == 4 and "planned anew every 8 actions" in text
+    small = tables.render(lines)
+    assert "bits |" not in small and "n_action_steps 4 |" not in small
+
+
 def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):
     need_simulator()
     from smolvla_edge.dataset import read_dataset

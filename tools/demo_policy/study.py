@@ -2,28 +2,44 @@
 
     python -m tools.demo_policy.study POLICY OUT --episodes 50 --workers 2
 
-Each line is the same paired protocol: the exact policy at its default against one change.
+Each line is the same paired protocol: the exact policy at its default against one change; rounded
+weights against the exact ones that execute as many actions. OUT/study.json has everything,
+OUT/study.md the tables.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli import output
-from smolvla_edge.eval.runner import Setting, evaluate
+from smolvla_edge.eval.episode import EpisodeResult
+from smolvla_edge.eval.runner import Setting, evaluate, fingerprint
 from smolvla_edge.eval.sides import LEROBOT, OTHER, Side
 from smolvla_edge.eval.summary import compare, summarize
 from smolvla_edge.eval.tasks import TASKS
 from smolvla_edge.names import lerobot_name
 from smolvla_edge.safetensors_file import SafetensorsWriter, TensorLayout, read_tensor
+from tools.demo_policy import tables
+from tools.demo_policy.tables import (
+    ACTION_STEPS,
+    BITS,
+    DENOISE_STEPS,
+    EXACT,
+    REPLANNED,
+    denoising,
+    executing,
+    weights_of,
+)
 
 Change = Callable[[str, np.ndarray], np.ndarray]
 
@@ -71,23 +87,29 @@ def changed(policy: Path, folder: Path, change: Change) -> Path:
     return folder
 
 
-def sides(policy: Path, scratch: Path) -> dict[str, Side]:
-    """Each published line by its name; the first is what all others are compared with."""
+def sides(policy: Path, scratch: Path) -> dict[str, tuple[Side, str | None]]:
+    """Each published line by its name, with the earlier line that it is compared with."""
     own = Side(str(policy))
-    found = {"exact": own}
-    found["blank picture"] = replace(own, blank=True)
-    found["another task's words"] = replace(own, instruction=OTHER)
-    found["LeRobot's words"] = replace(own, instruction=LEROBOT)
-    found["shuffled weights"] = replace(own, policy=str(changed(policy, scratch / "x", shuffled)))
-    for count in (1, 4, 5, 10, 16):
-        found[f"n_action_steps {count}"] = replace(own, n_action_steps=count)
-    for steps in (1, 2, 4):
-        found[f"denoise steps {steps}"] = replace(own, plan=f"steps={steps}")
-    for bits in (8, 4, 3, 2):
+    scratch = scratch / fingerprint(str(policy))[:12]
+    scratch.mkdir(parents=True, exist_ok=True)
+    found: dict[str, tuple[Side, str | None]] = {EXACT: (own, None)}
+
+    def add(name: str, against: str = EXACT, **changes: Any) -> None:
+        found[name] = (replace(own, **changes), against)
+
+    add("blank picture", blank=True)
+    add("another task's words", instruction=OTHER)
+    add("LeRobot's words", instruction=LEROBOT)
+    add("shuffled weights", policy=str(changed(policy, scratch / "x", shuffled)))
+    for count in ACTION_STEPS:
+        add(executing(count), n_action_steps=count)
+    for steps in DENOISE_STEPS:
+        add(denoising(steps), plan=f"steps={steps}")
+    for bits in BITS:
         copy = str(changed(policy, scratch / f"w{bits}", rounded(bits)))
-        for count in (4, None, 16):
-            words = "" if count is None else f", n_action_steps {count}"
-            found[f"{bits}-bit weights{words}"] = replace(own, policy=copy, n_action_steps=count)
+        for count in REPLANNED:
+            base = EXACT if count is None else executing(count)
+            add(weights_of(bits, count), base, policy=copy, n_action_steps=count)
     return found
 
 
@@ -99,29 +121,29 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--episodes", type=int, default=50, help="initial states of each task")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="", help="lines whose name has this in it")
+    parser.add_argument("--only", default="", help="lines whose name matches this pattern")
     options = parser.parse_args(arguments)
-    (options.out / "weights").mkdir(parents=True, exist_ok=True)
     jobs = [(name, seed) for name in TASKS for seed in range(options.episodes)]
-    lines: dict[str, object] = {}
-    first = None
-    for name, side in sides(options.policy, options.out / "weights").items():
-        if first is not None and options.only not in name:
+    lines: dict[str, dict[str, Any]] = {}
+    done: dict[str, list[EpisodeResult]] = {}
+    for name, (side, base) in sides(options.policy, options.out / "weights").items():
+        if base is not None and not re.search(options.only, name):
             continue
         file = options.out / f"{name.replace(' ', '-').replace(',', '')}.jsonl"
         with output.progress(name, unit_bytes=False) as report:
             played = evaluate(side, jobs, Setting(), workers=options.workers, file=file,
                               progress=report)  # fmt: skip
-        first = first or played
+        done[name] = played
         summary = summarize(played)
-        pairs = None if played is first else compare(first, played)
-        lines[name] = {"side": side.to_json(), **summary, "against_exact": pairs}
+        pairs = compare(done[base], played) if base in done else None
+        lines[name] = {"side": side.to_json(), **summary, "base": base, "against_base": pairs}
         everything = summary["all"]
         words = "" if pairs is None else (
             f"  {pairs['difference']:+.1%} ({pairs['low']:+.1%} to {pairs['high']:+.1%}), "
             f"p = {pairs['p_value']:.2g}")  # fmt: skip
         print(f"{name:32s} {everything['rate']:6.1%} of {everything['n']}{words}", flush=True)
     (options.out / "study.json").write_text(json.dumps(lines, indent=1) + "\n")
+    (options.out / "study.md").write_text(tables.render(lines))
 
 
 if __name__ == "__main__":

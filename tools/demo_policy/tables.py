@@ -1,0 +1,113 @@
+"""The tables of docs/evaluation.md from study.json: names of the lines, and Markdown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tools.demo_policy.recipe import CHUNK, CONFIG, N_ACTION_STEPS
+
+EXACT = "exact"
+ACTION_STEPS = (1, 4, 5, 10, CHUNK)
+DENOISE_STEPS = (1, 2, 4)
+BITS = (8, 4, 3, 2)
+REPLANNED = (4, None, CHUNK)  # None: the checkpoint's own N_ACTION_STEPS
+_EYES_AND_WORDS = ("blank picture", "another task's words", "LeRobot's words", "shuffled weights")
+
+Lines = Mapping[str, Mapping[str, Any]]
+
+
+def executing(count: int | None) -> str:
+    return EXACT if count is None else f"n_action_steps {count}"
+
+
+def denoising(steps: int) -> str:
+    return f"denoise steps {steps}"
+
+
+def weights_of(bits: int, count: int | None) -> str:
+    name = f"{bits}-bit weights"
+    return name if count is None else f"{name}, {executing(count)}"
+
+
+def render(lines: Lines) -> str:
+    """Those tables whose lines are there."""
+    parts = [by_task(lines)]
+    default = (
+        f"{EXACT}: n_action_steps {N_ACTION_STEPS}, {CONFIG.get('num_steps', 10)} denoise steps"
+    )
+    settings = [*map(executing, ACTION_STEPS), *map(denoising, DENOISE_STEPS)]
+    parts.append(settings_table(lines, default, [name for name in settings if name in lines]))
+    if weights_of(BITS[0], None) in lines:
+        parts.append(bits_table(lines))
+    return "\n".join(parts)
+
+
+def by_task(lines: Lines) -> str:
+    shown = [name for name in _EYES_AND_WORDS if name in lines]
+    exact = lines[EXACT]
+    head = ["task", "solved", "95 % interval", "mean steps", *shown]
+    rows = []
+    for task in [*exact["tasks"], "mean"]:
+        row = _row(exact, task)
+        cells = [
+            task,
+            f"{row['successes']} of {row['n']}",
+            _interval(row),
+            f"{row['mean_steps']:.0f}",
+        ]
+        if task == "mean":
+            cells[1] = f"**{row['rate']:.1%}** ({cells[1]})"
+        rows.append([*cells, *(_percent(_row(lines[name], task)) for name in shown)])
+    return _table(head, rows)
+
+
+def settings_table(lines: Lines, default: str, names: list[str]) -> str:
+    head = ["setting", "solved", "less exact (95 % interval)", "only exact / only this",
+            "McNemar p", "ms a chunk, p50", "jump at seams / inside"]  # fmt: skip
+    rows = []
+    for name in [EXACT, *names]:
+        line = lines[name]
+        pairs = line["against_base"]
+        change = ["", "", ""]
+        if pairs is not None:
+            change = [_difference(pairs), f"{pairs['only_first']} / {pairs['only_second']}",
+                      f"{pairs['p_value']:.2g}"]  # fmt: skip
+        rows.append([default if name == EXACT else name, _percent(line["all"]), *change,
+                     f"{line['latency_ms']['p50']:.1f}",
+                     f"{line['seam_jump']:.3f} / {line['inner_jump']:.3f}"])  # fmt: skip
+    return _table(head, rows)
+
+
+def bits_table(lines: Lines) -> str:
+    counts = [count or N_ACTION_STEPS for count in REPLANNED]
+    rows = [["as shipped", *(_percent(lines[executing(count)]["all"]) for count in REPLANNED)]]
+    for bits in BITS:
+        cells = []
+        for count in REPLANNED:
+            line = lines[weights_of(bits, count)]
+            cells.append(f"{_percent(line['all'])}, {_difference(line['against_base'])}")
+        rows.append([f"{bits} bits", *cells])
+    return _table(["weights", *(f"planned anew every {count} actions" for count in counts)], rows)
+
+
+def _row(line: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = line["all"] if task == "mean" else line["tasks"][task]
+    return found
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    return f"{row['rate']:.1%}" if row["n"] > 100 else f"{row['rate']:.0%}"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    return f"{row['low']:.0%} to {row['high']:.0%}"
+
+
+def _difference(pairs: Mapping[str, Any]) -> str:
+    return f"{pairs['difference']:+.1%} ({pairs['low']:+.1%} to {pairs['high']:+.1%})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
