@@ -30,6 +30,9 @@ const IsaRow kRows[] = {
     {"avx512_bf16", "avx512f+bw+vl+dq, fma, avx512_bf16",
      [](const CpuFeatures& f) { return f.avx512 && f.fma && f.avx512_bf16; },
      &avx512_bf16::kernels},
+    {"avx512_vnni", "avx512f+bw+vl+dq, fma, avx512_vnni",
+     [](const CpuFeatures& f) { return f.avx512 && f.fma && f.avx512_vnni; },
+     &avx512_vnni::kernels},
     {"avx512", "avx512f+bw+vl+dq, fma", [](const CpuFeatures& f) { return f.avx512 && f.fma; },
      &avx512::kernels},
     {"avx2", "avx2, fma", [](const CpuFeatures& f) { return f.avx2 && f.fma; }, &avx2::kernels},
@@ -37,6 +40,8 @@ const IsaRow kRows[] = {
 #elif defined(__aarch64__)
     {"neon_bf16", "asimd, bf16", [](const CpuFeatures& f) { return f.asimd && f.bf16; },
      &neon_bf16::kernels},
+    {"neon_dotprod", "asimd, dotprod", [](const CpuFeatures& f) { return f.asimd && f.dotprod; },
+     &neon_dotprod::kernels},
     {"neon", "asimd", [](const CpuFeatures& f) { return f.asimd; }, &neon::kernels},
 #endif
     {"scalar", "nothing", [](const CpuFeatures&) { return true; }, &scalar::kernels},
@@ -55,6 +60,7 @@ struct OpRow {
      [](Kernels& to, const Kernels& from) { to.field = from.field; }, \
      [](const Kernels& a, const Kernels& b) { return a.field == b.field; }}
 const OpRow kOps[] = {SMOLVLA_OP(gemm_f32), SMOLVLA_OP(gemm_bf16),    SMOLVLA_OP(gemm_words),
+                      SMOLVLA_OP(dot8),     SMOLVLA_OP(dot4),         SMOLVLA_OP(quantize_rows),
                       SMOLVLA_OP(epilogue), SMOLVLA_OP(layer_norm),   SMOLVLA_OP(rms_norm),
                       SMOLVLA_OP(softmax),  SMOLVLA_OP(softmax_bf16), SMOLVLA_OP(scale_rows),
                       SMOLVLA_OP(rope),     SMOLVLA_OP(fma_chain),    SMOLVLA_OP(words_chain)};

@@ -21,11 +21,17 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512_vnni {
+extern const Kernels kernels;
+}
 namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 #elif defined(__aarch64__)
 namespace neon {
+extern const Kernels kernels;
+}
+namespace neon_dotprod {
 extern const Kernels kernels;
 }
 namespace neon_bf16 {

@@ -14,12 +14,18 @@ SMOLVLA_TARGET_BEGIN("avx2,fma")
 
 namespace smolvla::cpu::avx2 {
 #include "cpu/simd/avx2.h"
+//
+#include "cpu/simd/dot_avx2.h"
 
 #include "cpu/kernels.inl"
+//
+#include "cpu/kernels/dot.inl"
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 6, 1>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 6, 1>();
-const Kernels kernels = every_kernel<6>("avx2", gemm_f32, gemm_bf16);
+static const DotKernels dot8 = dot_table<Codes8, 4, 1>();
+static const DotKernels dot4 = dot_table<Codes4, 4, 1>();
+const Kernels kernels = with_codes(every_kernel<6>("avx2", gemm_f32, gemm_bf16), dot8, dot4);
 }  // namespace smolvla::cpu::avx2
 
 SMOLVLA_TARGET_END

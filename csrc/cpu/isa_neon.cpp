@@ -12,11 +12,17 @@
 
 namespace smolvla::cpu::neon {
 #include "cpu/simd/neon.h"
+//
+#include "cpu/simd/dot_neon.h"
 
 #include "cpu/kernels.inl"
+//
+#include "cpu/kernels/dot.inl"
 
 static const GemmKernels gemm_f32 = gemm_table<PanelF32, 6, 1>();
 static const GemmKernels gemm_bf16 = gemm_table<PanelBf16, 6, 1>();
-const Kernels kernels = every_kernel<7>("neon", gemm_f32, gemm_bf16);
+static const DotKernels dot8 = dot_table<Codes8, 6, 1>();
+static const DotKernels dot4 = dot_table<Codes4, 6, 1>();
+const Kernels kernels = with_codes(every_kernel<7>("neon", gemm_f32, gemm_bf16), dot8, dot4);
 }  // namespace smolvla::cpu::neon
 #endif

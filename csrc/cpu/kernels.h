@@ -12,6 +12,7 @@ namespace smolvla::cpu {
 constexpr int kPanel = 32;        // weight columns in a panel; also keys or head dims in a KV panel
 constexpr int kDepthBlock = 256;  // products summed in one chain before the chains are added
 constexpr int kMaxTileRows = 14;
+constexpr int kMaxCodes = 65536;  // integers in a row: their sum of products fits 32 bits
 
 enum class TileActivation { none, gelu_tanh, silu, silu_gate };
 
@@ -26,10 +27,34 @@ struct GemmKernels {
     GemmTile tile[kMaxTileRows + 1];
 };
 
+// A panel of weights of integer codes, and what a code of each column and group stands for.
+struct CodePanel {
+    const void* codes;    // a row of kPanel columns for every word of four k (cpu/pack.h)
+    const float* scales;  // [groups][kPanel]
+    int words;            // code_words of the depth
+    int group_words;      // of a group of k under one scale; a whole number of blocks
+};
+// out[r][c] = sum over groups of scales[group][c] * (integer sum over k in the group of x[r][k] *
+// code[k][c]), for ROWS rows of Storage::i8. The integers are exact, the groups are added in order
+// with one rounding each; the scales of the rows are the epilogue's.
+using DotTile = void (*)(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out,
+                         ptrdiff_t ldo, const void* next);
+
+struct DotKernels {
+    int max_rows;
+    int offset;  // of dot8: what packing adds to a code, for an ISA that multiplies unsigned bytes
+    DotTile tile[kMaxTileRows + 1];
+};
+
+// Rows of any storage to Storage::i8: codes x * 127 / max |x| to the nearest (ties to even), scale
+// max |x| / 127. A row with a NaN or an infinity has codes 0 and the scale NaN.
+using QuantizeRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, Storage from,
+                              float* y, ptrdiff_t ldy);
+
 // Every y below is written as its Storage says; row pitches count words. An activation whose result
 // is rounded to bfloat16 needs an exponential of 2^-17, not of one ulp.
 
-// y[r][c] = activation(tile[r][c] + bias[c]) * scale + residual[r][c]
+// y[r][c] = activation(tile[r][c] * row_scale[r] + bias[c]) * scale + residual[r][c]
 // silu_gate: a tile holds 16 gate then 16 up columns and gives 16: silu(gate + b) * (up + b).
 struct Epilogue {
     const float* bias;      // kPanel values, or null
@@ -37,7 +62,9 @@ struct Epilogue {
     ptrdiff_t residual_ld;
     float scale;
     TileActivation activation;
-    Storage storage;  // of y
+    Storage storage;                   // of y
+    const float* row_scale = nullptr;  // of the first row, or null for 1
+    ptrdiff_t row_scale_ld = 0;
 };
 using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, int columns, float* y,
                               ptrdiff_t ldy);
@@ -70,6 +97,9 @@ struct Kernels {
     const GemmKernels* gemm_f32 = nullptr;
     const GemmKernels* gemm_bf16 = nullptr;
     const GemmKernels* gemm_words = nullptr;  // null on every row: no bfloat16 products
+    const DotKernels* dot8 = nullptr;         // int8 codes
+    const DotKernels* dot4 = nullptr;         // int4 codes
+    QuantizeRows quantize_rows = nullptr;
     EpilogueTile epilogue = nullptr;
     Norm layer_norm = nullptr;
     Norm rms_norm = nullptr;

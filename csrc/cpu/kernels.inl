@@ -7,6 +7,7 @@
 #include "cpu/kernels/activation.inl"
 #include "cpu/kernels/gemm.inl"
 #include "cpu/kernels/norm.inl"
+#include "cpu/kernels/quantize.inl"
 #include "cpu/kernels/rows.inl"
 #include "cpu/kernels/softmax.inl"
 #include "cpu/kernels/table.inl"

@@ -79,13 +79,19 @@ inline void epilogue(const Epilogue& e, const float* tile, int rows, int columns
         const F32x16 bias = e.bias ? F32x16::load(e.bias + c) : F32x16::zero();
         const F32x16 up_bias = e.bias && gate ? F32x16::load(e.bias + 16) : F32x16::zero();
         for (int r = 0; r < rows; ++r) {
-            F32x16 v = F32x16::load(tile + r * kPanel + c) + bias;
+            const float* from = tile + r * kPanel + c;
+            const F32x16 factor =
+                F32x16::broadcast(e.row_scale ? e.row_scale[r * e.row_scale_ld] : 1.0f);
+            F32x16 v =
+                e.row_scale ? fma(F32x16::load(from), factor, bias) : F32x16::load(from) + bias;
             switch (e.activation) {
                 case TileActivation::none: break;
                 case TileActivation::gelu_tanh: v = gelu_tanh<COARSE>(v); break;
                 case TileActivation::silu: v = silu<COARSE>(v); break;
                 case TileActivation::silu_gate:
-                    v = silu<COARSE>(v) * (F32x16::load(tile + r * kPanel + 16) + up_bias);
+                    v = silu<COARSE>(v) * (e.row_scale
+                                               ? fma(F32x16::load(from + 16), factor, up_bias)
+                                               : F32x16::load(from + 16) + up_bias);
                     break;
             }
             v = v * scale;

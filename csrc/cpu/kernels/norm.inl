@@ -9,6 +9,15 @@ inline float lane_sum(F32x16 v) {
     return lane[0];
 }
 
+inline float lane_max(F32x16 v) {
+    float lane[16];
+    v.store(lane);
+    for (int width = 8; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i)
+            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
+    return lane[0];
+}
+
 inline void layer_norm(const float* x, ptrdiff_t ldx, int rows, int columns, const float* weight,
                        const float* bias, float eps, float* y, ptrdiff_t ldy, Storage storage) {
     for (int r = 0; r < rows; ++r, x += ldx, y += ldy) {

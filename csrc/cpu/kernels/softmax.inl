@@ -1,14 +1,5 @@
 // Softmax over rows of scores.
 
-inline float lane_max(F32x16 v) {
-    float lane[16];
-    v.store(lane);
-    for (int width = 8; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i)
-            lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
-    return lane[0];
-}
-
 // The largest of x[0..count): in four chains, because a max depends on the one before it.
 inline float largest(const float* x, int count) {
     const int whole = count / 16 * 16;

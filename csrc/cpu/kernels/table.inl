@@ -49,6 +49,7 @@ constexpr Kernels every_kernel_but_gemm(const char* isa) {
     Kernels k{};
     k.isa = isa;
     k.epilogue = epilogue_tile;
+    k.quantize_rows = quantize_rows;
     k.layer_norm = layer_norm;
     k.rms_norm = rms_norm;
     k.softmax = softmax;
@@ -63,5 +64,10 @@ constexpr Kernels every_kernel(const char* isa, const GemmKernels& f32, const Ge
     Kernels k = every_kernel_but_gemm<CHAINS>(isa);
     k.gemm_f32 = &f32;
     k.gemm_bf16 = &bf16;
+    return k;
+}
+constexpr Kernels with_codes(Kernels k, const DotKernels& dot8, const DotKernels& dot4) {
+    k.dot8 = &dot8;
+    k.dot4 = &dot4;
     return k;
 }

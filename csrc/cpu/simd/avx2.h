@@ -109,3 +109,29 @@ inline void store_words(F32x16 x, float* p) {
     _mm256_storeu_pd(reinterpret_cast<double*>(p),
                      _mm256_permute4x64_pd(_mm256_castps_pd(mixed), 0xd8));
 }
+
+inline F32x16 high_halves(F32x16 words) {
+    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(0xffff0000u)));
+    return {_mm256_and_ps(words.low, mask), _mm256_and_ps(words.high, mask)};
+}
+inline __m256 low_halves(__m256 words) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(words), 16));
+}
+inline F32x16 low_halves(F32x16 words) { return {low_halves(words.low), low_halves(words.high)}; }
+// Sixteen integers as bytes in order.
+inline __m128i narrow(__m256i low, __m256i high) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    return _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+inline int32_t store_codes(F32x16 a, F32x16 b, bool by_turns, float* to) {
+    const __m256i a0 = _mm256_cvtps_epi32(a.low), a1 = _mm256_cvtps_epi32(a.high);
+    const __m256i b0 = _mm256_cvtps_epi32(b.low), b1 = _mm256_cvtps_epi32(b.high);
+    const __m128i first = narrow(a0, a1), second = narrow(b0, b1);
+    __m128i* out = reinterpret_cast<__m128i*>(to);
+    _mm_storeu_si128(out, by_turns ? _mm_unpacklo_epi8(first, second) : first);
+    _mm_storeu_si128(out + 1, by_turns ? _mm_unpackhi_epi8(first, second) : second);
+    const __m256i four = _mm256_add_epi32(_mm256_add_epi32(a0, a1), _mm256_add_epi32(b0, b1));
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}

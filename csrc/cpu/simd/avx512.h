@@ -68,3 +68,23 @@ inline void store_words(F32x16 x, float* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_rol_epi32(half, 16));
 }
 #endif
+
+inline F32x16 high_halves(F32x16 words) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(words.v), mask))};
+}
+inline F32x16 low_halves(F32x16 words) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(words.v), 16))};
+}
+inline int32_t store_codes(F32x16 a, F32x16 b, bool by_turns, float* to) {
+    const __m512i first = _mm512_cvtps_epi32(a.v), second = _mm512_cvtps_epi32(b.v);
+    __m256i codes;
+    if (by_turns) {
+        const __m512i low = _mm512_and_si512(first, _mm512_set1_epi32(0xff));
+        codes = _mm512_cvtepi32_epi16(_mm512_or_si512(low, _mm512_slli_epi32(second, 8)));
+    } else {
+        codes = _mm256_set_m128i(_mm512_cvtepi32_epi8(second), _mm512_cvtepi32_epi8(first));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), codes);
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(first, second));
+}

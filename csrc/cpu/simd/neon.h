@@ -110,3 +110,28 @@ inline void store_words(F32x16 x, float* p) {
         vst1q_f32(p + 4 * i, vreinterpretq_f32_u32(words));
     }
 }
+
+inline F32x16 high_halves(F32x16 words) {
+    for (float32x4_t& v : words.v)
+        v = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vdupq_n_u32(0xffff0000u)));
+    return words;
+}
+inline F32x16 low_halves(F32x16 words) {
+    for (float32x4_t& v : words.v)
+        v = vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(v), 16));
+    return words;
+}
+// Sixteen integers as bytes in order.
+inline int8x16_t narrow(F32x16 x) {
+    int16x4_t part[4];
+    for (int i = 0; i < 4; ++i) part[i] = vmovn_s32(vcvtq_s32_f32(x.v[i]));
+    return vcombine_s8(vmovn_s16(vcombine_s16(part[0], part[1])),
+                       vmovn_s16(vcombine_s16(part[2], part[3])));
+}
+inline int32_t store_codes(F32x16 a, F32x16 b, bool by_turns, float* to) {
+    const int8x16_t first = narrow(a), second = narrow(b);
+    int8_t* out = reinterpret_cast<int8_t*>(to);
+    vst1q_s8(out, by_turns ? vzip1q_s8(first, second) : first);
+    vst1q_s8(out + 16, by_turns ? vzip2q_s8(first, second) : second);
+    return vaddlvq_s8(first) + vaddlvq_s8(second);
+}

@@ -130,3 +130,37 @@ inline void store_words(F32x16 x, float* p) {
         __builtin_memcpy(p + i, &high, 4);
     }
 }
+
+// The halves of sixteen words as bfloat16, widened.
+inline F32x16 high_halves(F32x16 words) {
+    for (float& l : words.lane) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, &l, 4);
+        bits &= 0xffff0000u;
+        __builtin_memcpy(&l, &bits, 4);
+    }
+    return words;
+}
+inline F32x16 low_halves(F32x16 words) {
+    for (float& l : words.lane) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, &l, 4);
+        bits <<= 16;
+        __builtin_memcpy(&l, &bits, 4);
+    }
+    return words;
+}
+// Two vectors of integers in [-127, 127] as 32 bytes, one after the other or by turns -> their sum.
+inline int32_t store_codes(F32x16 a, F32x16 b, bool by_turns, float* to) {
+    int8_t codes[32];
+    int32_t sum = 0;
+    for (int i = 0; i < 16; ++i) {
+        const int8_t first = static_cast<int8_t>(a.lane[i]),
+                     second = static_cast<int8_t>(b.lane[i]);
+        codes[by_turns ? 2 * i : i] = first;
+        codes[by_turns ? 2 * i + 1 : 16 + i] = second;
+        sum += first + second;
+    }
+    __builtin_memcpy(to, codes, sizeof codes);
+    return sum;
+}
