@@ -3,10 +3,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "cpu/image.h"
 #include "cpu/isa.h"
-#include "cpu/pack.h"
+#include "cpu/linear.h"
 #include "cpu/rows.h"
 #include "runtime/error.h"
 #include "runtime/threads.h"
@@ -15,23 +16,7 @@ namespace smolvla {
 namespace cpu {
 namespace {
 
-// Activations of one row block stay in half of a 1 MiB L2 while the weight panels stream past.
-constexpr int kBlockWords = 128 << 10;
-constexpr int kItemsPerThread = 32;  // the last item of a pass idles the others by 1/64 at most
-constexpr int kQueryTiles = 4;       // query rows per attention item, in tiles
-
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-// Start of part `i` of `parts` nearly equal parts of n.
-int part_start(int n, int parts, int i) { return static_cast<int>(int64_t(n) * i / parts); }
-
-TileActivation tile_activation(Activation a, bool gated) {
-    if (gated) return TileActivation::silu_gate;
-    switch (a) {
-        case Activation::gelu_tanh: return TileActivation::gelu_tanh;
-        case Activation::silu: return TileActivation::silu;
-        default: return TileActivation::none;
-    }
-}
+constexpr int kQueryTiles = 4;  // query rows per attention item, in tiles
 
 // What weights in bfloat16 are multiplied with.
 Storage operands_of(const Kernels& kernels, Compute compute) {
@@ -44,10 +29,11 @@ Layout narrow_layout(Storage operands) {
 }
 
 // Everything that the bytes of a packed weight depend on, beside the weight.
-std::string layout_name(Storage operands) {
+std::string layout_name(const Kernels& kernels, Storage operands) {
     return "panel" + std::to_string(kPanel) + ".chain" + std::to_string(kDepthBlock) +
-           (narrow_layout(operands) == Layout::bf16_words ? ".words" : ".columns") + ".align" +
-           std::to_string(Arena::room_of(1)) + ".le";
+           (narrow_layout(operands) == Layout::bf16_words ? ".words" : ".columns") + ".codes" +
+           std::to_string(kernels.dot8->offset) + ".align" + std::to_string(Arena::room_of(1)) +
+           ".le";
 }
 
 class CpuBackend final : public Backend {
@@ -65,11 +51,15 @@ public:
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override {
-        linears_.push_back(std::make_unique<Linear>(pack_linear(
-            weights_, source, weights, biases, in, out, gated, narrow_layout(operands_), pool_)));
-        if (compute_ == Compute::bfloat16)
-            reserve_scratch(size_t(block_rows(*linears_.back())) * operand_ld(in));
-        return linears_.back().get();
+        linears_.push_back(std::make_unique<Linear>(
+            pack_linear(weights_, source, weights, biases, in, out, gated,
+                        {narrow_layout(operands_), kernels_.dot8->offset}, pool_)));
+        const Linear& w = *linears_.back();
+        if (w.codes())
+            reserve_rows(in, 0);
+        else if (compute_ == Compute::bfloat16)
+            reserve_scratch(size_t(block_rows(kernels_, w)) * operand_ld(in));
+        return &w;
     }
 
     const Linear* make_linear(const std::string& name, const float* weight, int out,
@@ -85,7 +75,7 @@ public:
     void finish_weights() override { weights_.finish(); }
     void write_packed(const std::string& path, const std::string& bundle,
                       const std::string& config) override {
-        weights_.write(path, {layout_name(operands_), compute_name(compute_), bundle, config},
+        weights_.write(path, {layout_name(kernels_, operands_), compute_name(compute_), bundle, config},
                        pool_);
     }
 
@@ -107,49 +97,14 @@ public:
     }
 
     float* make_buffer(size_t count) override { return buffers_.floats(count); }
+    Mat make_mat(int rows, int cols, Storage storage = Storage::f32) override {
+        reserve_rows(cols, rows);
+        return Backend::make_mat(rows, cols, storage);
+    }
 
     void linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) override {
-        const GemmKernels& gemm = gemm_of(*w);
-        const int most = gemm.max_rows, depth = w->depth();
-        const int blocks = ceil_div(x.rows, block_rows(*w));
-        const int groups =
-            std::min(w->panels, ceil_div(kItemsPerThread * pool_.size(), std::max(blocks, 1)));
-        const float* bias = o.bias ? o.bias : w->bias;
-        const int step = w->gated ? kPanel / 2 : kPanel;  // result columns per panel
-        Epilogue e{
-            nullptr,  nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w->gated),
-            y.storage};
-        const bool plain = !bias && !o.residual.data && o.scale == 1.0f &&
-                           e.activation == TileActivation::none && y.storage == Storage::f32;
-        const Storage operand = operand_storage(*w, x.storage);
-
-        pool_.run(blocks * groups, [&](int item, int thread) {
-            alignas(64) float tile[kMaxTileRows * kPanel];
-            const int first = part_start(x.rows, blocks, item / groups);
-            const int rows = part_start(x.rows, blocks, item / groups + 1) - first;
-            const int tiles = ceil_div(rows, most);
-            const int last_panel = part_start(w->panels, groups, item % groups + 1);
-            Mat in = x.below(first, rows);
-            if (operand != x.storage) in = convert(in, operand, scratch_[size_t(thread)]);
-            for (int p = part_start(w->panels, groups, item % groups); p < last_panel; ++p) {
-                const int columns = std::min(step, w->out - p * step);
-                const bool direct = plain && columns == kPanel;
-                Epilogue here = e;
-                if (bias) here.bias = bias + p * kPanel;
-                for (int t = 0; t < tiles; ++t) {
-                    const int r = part_start(rows, tiles, t);
-                    const int height = part_start(rows, tiles, t + 1) - r;
-                    const void* next =
-                        t == tiles - 1 && p + 1 < last_panel ? w->panel(p + 1) : nullptr;
-                    float* to = y.at(first + r, p * step);
-                    gemm.tile[height](in.row(r), in.ld, w->panel(p), depth, direct ? to : tile,
-                                      direct ? y.ld : kPanel, next);
-                    if (direct) continue;
-                    if (o.residual.data) here.residual = o.residual.row(first + r) + p * step;
-                    kernels_.epilogue(here, tile, height, columns, to, y.ld);
-                }
-            }
-        });
+        if (w->codes() && x.storage != Storage::i8) x = quantized(x);
+        run_linear(place(), x, *w, y, o, operand_storage(*w, x.storage));
     }
 
     void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override {
@@ -198,7 +153,7 @@ public:
             float* scores = scratch_[static_cast<size_t>(thread)];
             Mat queries = q.below(first, rows).columns(head * s.head_dim, s.head_dim);
             if (q.storage != kv->storage)
-                queries = convert(queries, kv->storage, scores + query_block() * ld);
+                queries = convert(kernels_, queries, kv->storage, scores + query_block() * ld);
             for (int k = 0; k < keys; k += kPanel)
                 for (int t = 0; t < tiles; ++t) {
                     const int r = part_start(rows, tiles, t);
@@ -275,7 +230,8 @@ public:
     }
 
     BackendInfo info() const override {
-        const size_t scratch = scratch_arena_ ? scratch_arena_->used_bytes() : 0;
+        const size_t scratch = (scratch_arena_ ? scratch_arena_->used_bytes() : 0) +
+                               (rows_arena_ ? rows_arena_->used_bytes() : 0);
         BackendInfo info{kernels_.isa,
                          compute_,
                          pool_.size(),
@@ -289,47 +245,57 @@ public:
 
 private:
     std::shared_ptr<const PackedImage> checked(std::shared_ptr<const PackedImage> image) const {
-        if (image && (image->key().layout != layout_name(operands_) ||
+        if (image && (image->key().layout != layout_name(kernels_, operands_) ||
                       image->key().compute != compute_name(compute_)))
             fail(ErrorKind::checkpoint, "expected a packed image of %s in %s, got one of %s in %s",
-                 compute_name(compute_), layout_name(operands_).c_str(),
+                 compute_name(compute_), layout_name(kernels_, operands_).c_str(),
                  image->key().compute.c_str(), image->key().layout.c_str());
         return image;
     }
 
-    const GemmKernels& gemm_of(const Linear& w) const {
-        switch (w.layout) {
-            case Layout::bf16_words: return *kernels_.gemm_words;
-            case Layout::bf16_columns: return *kernels_.gemm_bf16;
-            default: return *kernels_.gemm_f32;
-        }
-    }
     const GemmKernels& attention_gemm() const {
         return operands_ == Storage::bf16 ? *kernels_.gemm_words : *kernels_.gemm_f32;
     }
-    int block_rows(const Linear& w) const {
-        const int most = gemm_of(w).max_rows;
-        return std::max(most, kBlockWords / w.depth() / most * most);
-    }
     int query_block() const { return kQueryTiles * attention_gemm().max_rows; }
     static ptrdiff_t score_ld(int capacity) { return capacity + 16; }
-    static ptrdiff_t operand_ld(int columns) { return ceil_div(columns, 16) * 16; }
 
     // What the rows must be for a weight: its rule is the backend's Compute, whatever x is.
     Storage operand_storage(const Linear& w, Storage x) const {
+        if (w.codes()) return Storage::i8;
         if (w.layout == Layout::f32) return x == Storage::bf16 ? Storage::f32 : x;
         return operands_ == Storage::f32 ? x : operands_;
     }
 
-    // The rows in another storage, in `scratch`.
-    Mat convert(Mat x, Storage storage, float* scratch) const {
-        const Mat to{scratch, x.rows, x.cols, operand_ld(x.cols), storage};
-        if (x.storage != Storage::bf16)
-            kernels_.scale_rows(x.data, x.ld, x.rows, x.cols, nullptr, to.data, to.ld, storage);
-        else
-            for (int r = 0; r < x.rows; ++r)
-                for (int c = 0; c < x.cols; ++c) to.row(r)[c] = x.value(r, c);
+    Workplace place() { return {kernels_, pool_, scratch_}; }
+
+    // The rows as integers, for a weight of codes.
+    Mat quantized(Mat x) {
+        if (size_t(x.rows) * row_ld(x.cols) > row_words_)
+            fail(ErrorKind::backend, "no room was reserved for %d rows of %d integers", x.rows,
+                 x.cols);
+        const Mat to{rows_, x.rows, x.cols, row_ld(x.cols), Storage::i8};
+        each_row(x.rows, [&](int r) {
+            kernels_.quantize_rows(x.row(r), x.ld, 1, x.cols, x.storage, to.row(r), to.ld);
+        });
         return to;
+    }
+    // As make_mat pads rows.
+    static ptrdiff_t row_ld(int columns) {
+        return operand_ld(words_of(columns, Storage::i8)) + 16;
+    }
+    // Room for the integers of every matrix that may be multiplied with codes: the largest of a
+    // width that a weight of codes has. Told of widths (rows 0) and of matrices, in any order.
+    void reserve_rows(int columns, int rows) {
+        int& most = most_rows_[columns];
+        bool& wanted = coded_widths_[columns];
+        most = std::max(most, rows);
+        wanted = wanted || rows == 0;
+        const size_t words = wanted ? size_t(most) * row_ld(columns) : 0;
+        if (words <= row_words_) return;
+        auto larger = std::make_unique<Arena>(words * sizeof(float) + 4096);
+        rows_ = larger->floats(words);
+        rows_arena_ = std::move(larger);
+        row_words_ = words;
     }
 
     // At least `words` for every thread. All or nothing: without memory the old ones stay in use.
@@ -369,6 +335,11 @@ private:
     std::unique_ptr<Arena> scratch_arena_;
     std::vector<float*> scratch_;  // per thread: scores of a query block, or converted rows
     size_t scratch_words_ = 0;
+    std::unique_ptr<Arena> rows_arena_;
+    float* rows_ = nullptr;  // integers of the rows of one operand
+    size_t row_words_ = 0;
+    std::map<int, int> most_rows_;
+    std::map<int, bool> coded_widths_;
 };
 
 }  // namespace
@@ -390,7 +361,8 @@ std::unique_ptr<Backend> make_cpu_backend(size_t weight_bytes, size_t buffer_byt
 }
 
 std::string packed_layout(const std::string& isa, Compute compute) {
-    return cpu::layout_name(cpu::operands_of(cpu::choose_kernels(isa), compute));
+    const cpu::Kernels kernels = cpu::choose_kernels(isa);
+    return cpu::layout_name(kernels, cpu::operands_of(kernels, compute));
 }
 
 }  // namespace smolvla

@@ -1,9 +1,10 @@
 #include "cpu/pack.h"
 
 #include <algorithm>
-#include <atomic>
-#include <exception>
+#include <optional>
 
+#include "cpu/pack_codes.h"
+#include "cpu/panel_runs.h"
 #include "runtime/error.h"
 #include "runtime/threads.h"
 
@@ -11,28 +12,6 @@ namespace smolvla::cpu {
 namespace {
 
 constexpr int kDepthTile = 64;  // k at a time: their rows of a panel stay in L1 while it is filled
-
-// Columns [at, at + count) of one panel are rows [row, row + count) of weight number `part`.
-struct Run {
-    int part, row, count, at;
-};
-
-// The runs of a panel, `make(run)` for each.
-template <class Make>
-void runs_of(int panel, const std::vector<int>& out, bool gated, const Make& make) {
-    if (gated) {
-        for (int part = 0; part < 2; ++part)
-            make(Run{part, 16 * panel, std::min(16, out[size_t(part)] - 16 * panel), 16 * part});
-        return;
-    }
-    const int begin = panel * kPanel;
-    for (int part = 0, first = 0; part < static_cast<int>(out.size()); ++part) {
-        const int rows = out[size_t(part)];
-        const int from = std::max(begin, first), to = std::min(begin + kPanel, first + rows);
-        if (from < to) make(Run{part, from - first, to - from, from - begin});
-        first += rows;
-    }
-}
 
 // Rows [count, w.in] into columns [at, at + count) of a panel.
 void put_f32(const Linear& w, char* panel, int at, int count, const float* rows) {
@@ -85,39 +64,28 @@ void fill(const Linear& w, const TensorSource& source, const std::vector<std::st
     const size_t room = size_t(kPanel) * w.in;
     std::vector<uint16_t> narrow(w.layout == Layout::f32 ? 0 : room * pool.size());
     std::vector<float> wide(w.layout == Layout::f32 ? room * pool.size() : 0);
-    std::exception_ptr fault;  // the pool's items must not throw
-    std::atomic<bool> failed{false};
-    pool.run(w.panels, [&](int p, int thread) {
+    pool.run_fallible(w.panels, [&](int p, int thread) {
         char* panel = w.data + size_t(p) * w.panel_bytes();
-        try {
-            runs_of(p, out, w.gated, [&](const Run& run) {
-                const TensorEntry& e = *entries[size_t(run.part)];
-                const int64_t first = int64_t(run.row) * w.in, count = int64_t(run.count) * w.in;
-                if (w.layout == Layout::f32) {
-                    float* rows = &wide[room * thread];
-                    source.read_f32(e, first, count, rows);
-                    put_f32(w, panel, run.at, run.count, rows);
-                } else {
-                    uint16_t* rows = &narrow[room * thread];
-                    source.read(e, first, count, rows);
-                    put_bf16(w, panel, run.at, run.count, rows);
-                }
-            });
-        } catch (...) {
-            if (!failed.exchange(true)) fault = std::current_exception();
-        }
+        runs_of(p, out, w.gated, [&](const Run& run) {
+            const TensorEntry& e = *entries[size_t(run.part)];
+            const int64_t first = int64_t(run.row) * w.in, count = int64_t(run.count) * w.in;
+            if (w.layout == Layout::f32) {
+                float* rows = &wide[room * thread];
+                source.read_f32(e, first, count, rows);
+                put_f32(w, panel, run.at, run.count, rows);
+            } else {
+                uint16_t* rows = &narrow[room * thread];
+                source.read(e, first, count, rows);
+                put_bf16(w, panel, run.at, run.count, rows);
+            }
+        });
     });
-    if (fault) std::rethrow_exception(fault);
 }
 
-}  // namespace
-
-Linear pack_linear(WeightStore& store, const TensorSource& source,
-                   const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout,
-                   ThreadPool& pool) {
-    int columns = 0;
-    bool bf16 = true;  // mixed parts are widened to float32, which is exact
+// The layout of stacked floats; mixed parts are widened to float32, which is exact.
+Layout layout_of(const TensorSource& source, const std::vector<std::string>& weights, int in,
+                 const std::vector<int>& out, Layout bf16_layout) {
+    bool bf16 = true;
     for (size_t i = 0; i < weights.size(); ++i) {
         const TensorEntry& e = source.find(weights[i]);
         int64_t count = 1;
@@ -128,12 +96,33 @@ Linear pack_linear(WeightStore& store, const TensorSource& source,
                  "tensor %s: expected [%d, %d] elements, got %lld in %lld rows", weights[i].c_str(),
                  out[i], in, static_cast<long long>(count),
                  static_cast<long long>(e.shape.empty() ? 0 : e.shape[0]));
-        columns += out[i];
         bf16 = bf16 && e.dtype == DType::bf16;
     }
-    Linear w =
-        reserve(store, joined(weights), in, columns, bf16 ? bf16_layout : Layout::f32, gated);
-    if (!store.filled()) fill(w, source, weights, out, pool);
+    return bf16 ? bf16_layout : Layout::f32;
+}
+
+}  // namespace
+
+Linear pack_linear(WeightStore& store, const TensorSource& source,
+                   const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+                   int in, const std::vector<int>& out, bool gated, const PackOptions& options,
+                   ThreadPool& pool) {
+    int columns = 0;
+    for (int rows : out) columns += rows;
+    const std::optional<Codes> codes = codes_of(source, weights, in, out);
+    const Layout layout =
+        codes ? codes->layout : layout_of(source, weights, in, out, options.bf16_layout);
+    Linear w = reserve(store, joined(weights), in, columns, layout, gated);
+    if (codes) {
+        w.group_words = codes->group_words;
+        float* scales =
+            store.floats(size_t(w.panels) * w.groups() * kPanel, joined(weights) + "scale");
+        w.scales = scales;
+        if (!store.filled())
+            fill_codes(w, scales, source, weights, out, options.code_offset, pool);
+    } else if (!store.filled()) {
+        fill(w, source, weights, out, pool);
+    }
     if (biases.empty()) return w;
 
     float* bias = store.floats(size_t(w.panels) * kPanel, joined(biases));

@@ -11,6 +11,9 @@
 //     k=0: w[0][0]  ... w[31][0]   w[32][0] ... w[63][0]
 //     k=1: w[0][1]  ... w[31][1]   ...
 //
+// Codes (integers that a scale makes weights): panels of 32 outputs too, a word of four k a column,
+// as cpu/simd/dot_scalar.h says; behind the panels' codes the scales, [groups of k][32] a panel.
+//
 // Keys: per kv head, panels of 32 positions [head_dim][32] (a weight whose "outputs" are
 // positions). Values: per kv head, panels of 32 head dims [capacity][32] (a weight whose depth is
 // the position). With Storage::bf16 both hold pairs along their depth, as weights do.
@@ -24,7 +27,7 @@
 
 namespace smolvla {
 
-enum class Layout { f32, bf16_columns, bf16_words };
+enum class Layout { f32, bf16_columns, bf16_words, codes8, codes4 };
 
 struct Linear {
     int in = 0;
@@ -33,14 +36,25 @@ struct Linear {
     Layout layout = Layout::f32;
     bool gated = false;
     char* data = nullptr;
-    const float* bias = nullptr;  // padded to panels * 32, or null
+    const float* bias = nullptr;    // padded to panels * 32, or null
+    const float* scales = nullptr;  // of codes
+    int group_words = 0;            // of codes: words of k under one scale
 
-    // Rows of a panel: k, or pairs of k.
-    int depth() const { return layout == Layout::bf16_words ? (in + 1) / 2 : in; }
+    bool codes() const { return layout == Layout::codes8 || layout == Layout::codes4; }
+    // Rows of a panel: k, or pairs of k, or words of four codes.
+    int depth() const {
+        if (codes()) return code_words(in);
+        return layout == Layout::bf16_words ? (in + 1) / 2 : in;
+    }
     size_t panel_bytes() const {
-        return size_t(depth()) * cpu::kPanel * (layout == Layout::bf16_columns ? 2 : 4);
+        const bool narrow = layout == Layout::bf16_columns || layout == Layout::codes4;
+        return size_t(depth()) * cpu::kPanel * (narrow ? 2 : 4);
     }
     const char* panel(int p) const { return data + size_t(p) * panel_bytes(); }
+    int groups() const { return (depth() + group_words - 1) / group_words; }
+    cpu::CodePanel code_panel(int p) const {
+        return {panel(p), scales + size_t(p) * groups() * cpu::kPanel, depth(), group_words};
+    }
 };
 
 struct KvStore {
@@ -68,10 +82,16 @@ struct KvStore {
 
 namespace cpu {
 
+// How this backend wants what a checkpoint leaves open.
+struct PackOptions {
+    Layout bf16_layout;
+    int code_offset;  // DotKernels::offset of dot8
+};
+
 // Into the next blocks of `store`; only the blocks when they are filled already.
 Linear pack_linear(WeightStore& store, const TensorSource& source,
                    const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, Layout bf16_layout,
+                   int in, const std::vector<int>& out, bool gated, const PackOptions& options,
                    ThreadPool& pool);
 Linear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
                    int in);

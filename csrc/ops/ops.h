@@ -105,7 +105,7 @@ public:
     // How matrices are best stored that only feed linear layers of weights in bfloat16. `unit`:
     // what they are written in, in columns (a head, a patch row); an odd one excludes pairs.
     virtual Storage activation_storage(int unit) const = 0;
-    Mat make_mat(int rows, int cols, Storage storage = Storage::f32);
+    virtual Mat make_mat(int rows, int cols, Storage storage = Storage::f32);
     Mat make_activation(int rows, int cols, int unit = 2) {
         return make_mat(rows, cols, activation_storage(unit));
     }

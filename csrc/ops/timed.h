@@ -68,6 +68,9 @@ public:
     }
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override;
     float* make_buffer(size_t count) override { return backend_->make_buffer(count); }
+    Mat make_mat(int rows, int cols, Storage storage = Storage::f32) override {
+        return backend_->make_mat(rows, cols, storage);
+    }
     Storage activation_storage(int unit) const override {
         return backend_->activation_storage(unit);
     }

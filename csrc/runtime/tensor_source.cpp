@@ -42,13 +42,22 @@ void check_entry(const TensorEntry& e, uint64_t file_bytes) {
 
 }  // namespace
 
-int dtype_bytes(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+int dtype_bytes(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return 4;
+        case DType::i8:
+        case DType::u8: return 1;
+        default: return 2;
+    }
+}
 
 DType parse_dtype(const std::string& name) {
     if (name == "F32") return DType::f32;
     if (name == "BF16") return DType::bf16;
     if (name == "F16") return DType::f16;
-    fail(ErrorKind::checkpoint, "dtype %s is not one of F32, BF16, F16", name.c_str());
+    if (name == "I8") return DType::i8;
+    if (name == "U8") return DType::u8;
+    fail(ErrorKind::checkpoint, "dtype %s is not one of F32, BF16, F16, I8, U8", name.c_str());
 }
 
 float bf16_to_f32(uint16_t bits) {
@@ -142,6 +151,8 @@ void TensorSource::read(const TensorEntry& entry, int64_t first, int64_t count, 
 void TensorSource::read_f32(const TensorEntry& entry, int64_t first, int64_t count,
                             float* out) const {
     if (entry.dtype == DType::f32) return read(entry, first, count, out);
+    if (dtype_bytes(entry.dtype) != 2)
+        fail(ErrorKind::checkpoint, "tensor %s: expected floats, got integers", entry.name.c_str());
     constexpr int64_t kBlock = 8 << 10;
     uint16_t staging[kBlock];
     const auto widen = entry.dtype == DType::bf16 ? bf16_to_f32 : f16_to_f32;

@@ -11,7 +11,7 @@
 
 namespace smolvla {
 
-enum class DType { f32, bf16, f16 };
+enum class DType { f32, bf16, f16, i8, u8 };  // u8: two codes of four bits
 int dtype_bytes(DType dtype);
 DType parse_dtype(const std::string& name);
 
@@ -31,6 +31,7 @@ public:
     TensorSource(const TensorSource&) = delete;
     TensorSource& operator=(const TensorSource&) = delete;
 
+    bool has(const std::string& name) const { return entries_.count(name) != 0; }
     const TensorEntry& find(const std::string& name) const;
     // The entry, after checking that its shape is exactly `shape`.
     const TensorEntry& expect(const std::string& name, const std::vector<int64_t>& shape) const;
@@ -38,7 +39,7 @@ public:
 
     // Reads elements [first, first + count) in storage form. From any thread, like the next.
     void read(const TensorEntry& entry, int64_t first, int64_t count, void* out) const;
-    // The same, widened to float32 (exact for every dtype).
+    // The same of floats, widened to float32 (exact).
     void read_f32(const TensorEntry& entry, int64_t first, int64_t count, float* out) const;
     // A read-only mapping of one tensor, for tables of which only a few rows are touched.
     const void* map(const TensorEntry& entry);

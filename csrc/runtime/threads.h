@@ -11,6 +11,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -45,6 +46,21 @@ public:
                 (*static_cast<const Body*>(context))(item, thread);
             },
             &body);
+    }
+
+    // The same for a body that may throw: the first exception is rethrown when all items are done.
+    template <class Body>
+    void run_fallible(int items, const Body& body) {
+        std::exception_ptr fault;
+        std::atomic<bool> failed{false};
+        run(items, [&](int item, int thread) {
+            try {
+                body(item, thread);
+            } catch (...) {
+                if (!failed.exchange(true)) fault = std::current_exception();
+            }
+        });
+        if (fault) std::rethrow_exception(fault);
     }
 
 private:

@@ -54,6 +54,7 @@ private:
 };
 
 void check_linear(Judge& judge);
+void check_codes(Judge& judge);
 void check_attention(Judge& judge);
 void check_rows(Judge& judge);  // norms, rotations, copies
 

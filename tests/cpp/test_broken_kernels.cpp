@@ -2,6 +2,7 @@
 // when they ask for the reference's bits, which finds what is wrong with one instruction set, and
 // when they ask for the derived bound, which finds what is wrong with all of them.
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "check.h"
@@ -30,6 +31,43 @@ const GemmKernels* short_tiles(std::integer_sequence<int, ROWS...>) {
 template <const GemmKernels* Kernels::* TABLE>
 const GemmKernels* short_tiles() {
     return short_tiles<TABLE>(std::make_integer_sequence<int, kMaxTileRows>());
+}
+
+// Leaves out the first word.
+template <const DotKernels* Kernels::* TABLE, int ROWS>
+void short_dot(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out, ptrdiff_t ldo,
+               const void* next) {
+    std::vector<float> rows(x, x + (ROWS - 1) * ldx + scale_at(panel.words));
+    for (int r = 0; r < ROWS; ++r) {
+        int8_t codes[4];
+        int32_t block, total;
+        float* row = &rows[size_t(r * ldx)];
+        std::memcpy(codes, row, 4);
+        std::memset(row, 0, 4);
+        std::memcpy(&block, row + sums_at(panel.words), 4);
+        std::memcpy(&total, row + total_at(panel.words), 4);
+        for (int code : codes) block -= code, total -= code;
+        std::memcpy(row + sums_at(panel.words), &block, 4);
+        std::memcpy(row + total_at(panel.words), &total, 4);
+    }
+    (whole.*TABLE)->tile[ROWS](rows.data(), ldx, panel, out, ldo, next);
+}
+template <const DotKernels* Kernels::* TABLE, int... ROWS>
+const DotKernels* short_dots(std::integer_sequence<int, ROWS...>) {
+    static const DotKernels table = {(whole.*TABLE)->max_rows,
+                                     (whole.*TABLE)->offset,
+                                     {nullptr, short_dot<TABLE, ROWS + 1>...}};
+    return &table;
+}
+template <const DotKernels* Kernels::* TABLE>
+const DotKernels* short_dots() {
+    return short_dots<TABLE>(std::make_integer_sequence<int, kMaxTileRows>());
+}
+// One code of a row in 128 steps instead of 127.
+void coarse_rows(const float* x, ptrdiff_t ldx, int rows, int columns, Storage from, float* y,
+                 ptrdiff_t ldy) {
+    whole.quantize_rows(x, ldx, rows, columns, from, y, ldy);
+    for (int r = 0; r < rows; ++r) y[r * ldy + scale_at(code_words(columns))] *= 127.0f / 128;
 }
 
 // Takes the bias of the neighbouring column.
@@ -93,6 +131,7 @@ void backward_rope(float* x, int heads, int head_dim, const float* cosine, const
 int complaints(const Kernels& kernels, bool exact) {
     Judge judge({{"broken", kernels, exact}}, true, false);
     check_linear(judge);
+    check_codes(judge);
     check_attention(judge);
     check_rows(judge);
     return judge.wrong;
@@ -110,6 +149,9 @@ int main() {
         {"gemm_f32", [](Kernels& k) { k.gemm_f32 = short_tiles<&Kernels::gemm_f32>(); }},
         {"gemm_bf16", [](Kernels& k) { k.gemm_bf16 = short_tiles<&Kernels::gemm_bf16>(); }},
         {"gemm_words", [](Kernels& k) { k.gemm_words = short_tiles<&Kernels::gemm_words>(); }},
+        {"dot8", [](Kernels& k) { k.dot8 = short_dots<&Kernels::dot8>(); }},
+        {"dot4", [](Kernels& k) { k.dot4 = short_dots<&Kernels::dot4>(); }},
+        {"quantize_rows", [](Kernels& k) { k.quantize_rows = coarse_rows; }},
         {"epilogue", [](Kernels& k) { k.epilogue = shifted_epilogue; }},
         {"epilogue", [](Kernels& k) { k.epilogue = wide_epilogue; }},
         {"layer_norm", [](Kernels& k) { k.layer_norm = wider_norm<&Kernels::layer_norm>; }},

@@ -11,6 +11,7 @@ int main() {
         variants.push_back({isa, cpu::choose_kernels(isa), true});
     Judge judge(variants, false, true);
     check_linear(judge);
+    check_codes(judge);
     check_attention(judge);
     check_rows(judge);
     failures += judge.wrong;

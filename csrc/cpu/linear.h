@@ -1,0 +1,39 @@
+// Linear layers: rows times panels of weights, cut into items for the thread pool.
+#pragma once
+
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/pack.h"
+#include "ops/ops.h"
+#include "runtime/threads.h"
+
+namespace smolvla::cpu {
+
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// Start of part `i` of `parts` nearly equal parts of n.
+inline int part_start(int n, int parts, int i) {
+    return static_cast<int>(int64_t(n) * i / parts);
+}
+
+// What an operation works with.
+struct Workplace {
+    const Kernels& kernels;
+    ThreadPool& pool;
+    const std::vector<float*>& scratch;  // words for each thread
+};
+
+// Rows whose operands stay in L2 while the panels of `w` stream past.
+int block_rows(const Kernels& kernels, const Linear& w);
+
+// Words of a row of `columns` in scratch, and x converted into it.
+inline ptrdiff_t operand_ld(int columns) { return ceil_div(columns, 16) * 16; }
+Mat convert(const Kernels& kernels, Mat x, Storage storage, float* scratch);
+
+// y = activation(x W^T + bias) * scale + residual. Rows that are not stored as `operand` are
+// converted into scratch, of at least block_rows * operand_ld(w.in) words; codes need rows of
+// Storage::i8.
+void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const LinearOptions& options,
+                Storage operand);
+
+}  // namespace smolvla::cpu

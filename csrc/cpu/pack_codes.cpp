@@ -1,0 +1,127 @@
+#include "cpu/pack_codes.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/panel_runs.h"
+#include "runtime/error.h"
+#include "runtime/threads.h"
+
+namespace smolvla::cpu {
+namespace {
+
+std::string scale_of(const std::string& name) { return name + ".scale"; }
+
+// The words of k under one scale, for rows of `in` with so many scales. 0: there is no such group.
+int group_words_of(int in, int64_t groups) {
+    for (int group : {32, 64, 128})
+        if ((in + group - 1) / group == groups) return group / 4;
+    return 0;
+}
+
+Codes codes_of(const TensorSource& source, const std::string& name, int in, int out) {
+    const TensorEntry& e = source.find(name);
+    if (in > kMaxCodes)
+        fail(ErrorKind::checkpoint, "tensor %s: expected at most %d codes in a row, got %d",
+             name.c_str(), kMaxCodes, in);
+    if (!source.has(scale_of(name)))
+        fail(ErrorKind::checkpoint, "tensor %s holds codes, but %s is missing", name.c_str(),
+             scale_of(name).c_str());
+    const TensorEntry& scale = source.find(scale_of(name));
+    if (e.dtype == DType::i8) {
+        source.expect(name, {out, in});
+        source.expect(scale.name, {out});
+        return {Layout::codes8, code_words(in)};
+    }
+    source.expect(name, {out, (in + 1) / 2});
+    const int groups = scale.shape.size() == 2 ? static_cast<int>(scale.shape[1]) : 0;
+    const int words = group_words_of(in, groups);
+    if (words == 0 || scale.shape[0] != out)
+        fail(ErrorKind::checkpoint,
+             "tensor %s: expected [%d, groups] with groups of 32, 64 or 128 of %d columns",
+             scale.name.c_str(), out, in);
+    return {Layout::codes4, words};
+}
+
+void put8(char* panel, int at, int count, int in, const uint8_t* rows, int offset,
+          const std::string& name) {
+    for (int i = 0; i < count; ++i)
+        for (int k = 0; k < in; ++k) {
+            const int code = static_cast<int8_t>(rows[size_t(i) * in + k]);
+            if (code < -127)
+                fail(ErrorKind::checkpoint, "tensor %s: expected codes in [-127, 127], got %d",
+                     name.c_str(), code);
+            panel[size_t(k / 4) * kPanel * 4 + 4 * (at + i) + k % 4] =
+                static_cast<char>(code + offset);
+        }
+}
+
+void put4(char* panel, int at, int count, int in, const uint8_t* rows) {
+    const size_t pitch = size_t(in + 1) / 2;
+    for (int i = 0; i < count; ++i) {
+        const int column = at + i, shift = column < 16 ? 0 : 4;
+        for (int k = 0; k < in; ++k) {
+            const int code = rows[i * pitch + k / 2] >> (k % 2 * 4) & 15;
+            panel[size_t(k / 4) * kPanel * 2 + 4 * (column % 16) + k % 4] |=
+                static_cast<char>(code << shift);
+        }
+    }
+}
+
+}  // namespace
+
+std::optional<Codes> codes_of(const TensorSource& source, const std::vector<std::string>& weights,
+                              int in, const std::vector<int>& out) {
+    size_t integers = 0;
+    for (const std::string& name : weights) {
+        const DType dtype = source.find(name).dtype;
+        integers += dtype == DType::i8 || dtype == DType::u8;
+    }
+    if (integers == 0) return std::nullopt;
+    const Codes first = codes_of(source, weights[0], in, out[0]);
+    for (size_t i = 1; i < weights.size(); ++i) {
+        if (integers == weights.size()) {
+            const Codes other = codes_of(source, weights[i], in, out[i]);
+            if (other.layout == first.layout && other.group_words == first.group_words) continue;
+        }
+        fail(ErrorKind::checkpoint, "tensors %s and %s are computed together: expected one format",
+             weights[0].c_str(), weights[i].c_str());
+    }
+    return first;
+}
+
+void fill_codes(const Linear& w, float* scales, const TensorSource& source,
+                const std::vector<std::string>& weights, const std::vector<int>& out,
+                int code_offset, ThreadPool& pool) {
+    const bool four = w.layout == Layout::codes4;
+    const int pitch = four ? (w.in + 1) / 2 : w.in, groups = w.groups();
+    std::vector<uint8_t> room(size_t(kPanel) * pitch * pool.size());
+    std::vector<float> scale_room(size_t(kPanel) * groups * pool.size());
+    pool.run_fallible(w.panels, [&](int p, int thread) {
+        char* panel = w.data + size_t(p) * w.panel_bytes();
+        float* to = scales + size_t(p) * groups * kPanel;
+        runs_of(p, out, w.gated, [&](const Run& run) {
+            const std::string& name = weights[size_t(run.part)];
+            uint8_t* rows = &room[size_t(kPanel) * pitch * thread];
+            source.read(source.find(name), int64_t(run.row) * pitch, int64_t(run.count) * pitch,
+                        rows);
+            if (four)
+                put4(panel, run.at, run.count, w.in, rows);
+            else
+                put8(panel, run.at, run.count, w.in, rows, code_offset, name);
+            float* values = &scale_room[size_t(kPanel) * groups * thread];
+            source.read_f32(source.find(scale_of(name)), int64_t(run.row) * groups,
+                            int64_t(run.count) * groups, values);
+            for (int i = 0; i < run.count; ++i)
+                for (int g = 0; g < groups; ++g) {
+                    const float scale = values[size_t(i) * groups + g];
+                    if (!std::isfinite(scale))
+                        fail(ErrorKind::checkpoint, "tensor %s: row %d has a scale of %g",
+                             scale_of(name).c_str(), run.row + i, double{scale});
+                    to[size_t(g) * kPanel + run.at + i] = scale;
+                }
+        });
+    });
+}
+
+}  // namespace smolvla::cpu
