@@ -32,6 +32,7 @@ from smolvla_edge.bundle_format import (
     TensorRecord,
     parse_description,
 )
+from smolvla_edge.codes import CodeFormat
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError
@@ -65,6 +66,7 @@ class Bundle:
     provenance: Mapping[str, Any]
     digest: str
     compute: str  # the arithmetic of bfloat16 weights
+    codes: Mapping[str, CodeFormat]  # of weights stored as integers
     precision: Mapping[str, Mapping[str, int]]
     files: Mapping[str, FileRecord] = field(repr=False)
     checksums: Mapping[str, int] = field(repr=False)  # CRC-32 by tensor name
@@ -151,6 +153,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
         provenance=description.provenance,
         digest=description.digest,
         compute=description.compute,
+        codes=description.codes,
         precision=description.precision(),
         files=description.files,
         checksums={name: record.crc32 for name, record in description.tensors.items()},

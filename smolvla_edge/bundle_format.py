@@ -6,7 +6,8 @@
     model             ModelConfig: every dimension
     contract          cameras, features, statistics, renames, tokenizer rules
     compute           the arithmetic of bfloat16 weights: float32 or bfloat16 (precision.py)
-    precision         how many tensors of each dtype, by part
+    codes             weights stored as integer codes -> bits, group_size (codes.py)
+    precision         how many tensors of each dtype or code format, by part
     tensors           name -> dtype, shape, crc32
     files             name -> bytes, sha256
     provenance        source, its digests, converter, command
@@ -24,17 +25,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NoReturn
 
+from smolvla_edge.codes import SCALE, CodeFormat, formats_json, may_be_codes, stacked_with
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import BundleError, CheckpointError, ContractError
+from smolvla_edge.errors import BundleError, CheckpointError, ContractError, QuantizationError
 from smolvla_edge.names import WEIGHT_DTYPES, expected_tensors
 from smolvla_edge.precision import COMPUTE
 
 FORMAT = "smolvla-edge bundle"
-VERSION = 2  # written; 1, which had no `compute` (it was float32), is read
+VERSION = 3  # written; 1 without `compute` (it was float32) and 2 without `codes` are read
 DESCRIPTION_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -46,7 +49,7 @@ _KEYS_1 = frozenset(
     {"format", "version", "digest", "model", "contract", "precision", "tensors", "files"}
     | {"provenance"}
 )
-_KEYS = {1: _KEYS_1, 2: _KEYS_1 | {"compute"}}
+_KEYS = {1: _KEYS_1, 2: _KEYS_1 | {"compute"}, 3: _KEYS_1 | {"compute", "codes"}}
 _HEX = {"sha256": re.compile(r"[0-9a-f]{64}"), "crc32": re.compile(r"[0-9a-f]{8}")}
 
 
@@ -73,10 +76,13 @@ class Description:
     files: Mapping[str, FileRecord]
     provenance: Mapping[str, Any]
     compute: str = "float32"
+    codes: Mapping[str, CodeFormat] = field(default_factory=dict)
     digest: str = ""
 
     def precision(self) -> dict[str, dict[str, int]]:
-        return precision_map((name, record.dtype) for name, record in self.tensors.items())
+        return precision_map(
+            ((name, record.dtype) for name, record in self.tensors.items()), self.codes
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The document, with its digest computed anew."""
@@ -86,6 +92,7 @@ class Description:
             "model": self.model.to_dict(),
             "contract": self.contract.to_json(),
             "compute": self.compute,
+            "codes": formats_json(self.codes),
             "precision": self.precision(),
             "tensors": {
                 name: {
@@ -104,12 +111,17 @@ class Description:
         return {**body, "digest": digest_of(body)}
 
 
-def precision_map(tensors: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """{part: {dtype: how many tensors}} of (name, dtype) pairs."""
+def precision_map(
+    tensors: Iterable[tuple[str, str]], codes: Mapping[str, CodeFormat] = MappingProxyType({})
+) -> dict[str, dict[str, int]]:
+    """{part: {dtype or code format: how many tensors}} of (name, dtype) pairs."""
     counts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
     for name, dtype in tensors:
+        if name.endswith(SCALE):
+            continue
         part = name.partition(".")[0]
-        counts[part if part in counts else "heads"][dtype] += 1
+        kind = codes[name].name if name in codes else dtype
+        counts[part if part in counts else "heads"][kind] += 1
     return {part: dict(sorted(count.items())) for part, count in counts.items()}
 
 
@@ -156,13 +168,15 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
     except (CheckpointError, ContractError) as cause:
         raise BundleError(f"{where}: {cause}") from cause
     _check_agreement(model, contract, where)
+    codes = _codes(data.get("codes", {}), where)
     description = Description(
         model=model,
         contract=contract,
-        tensors=_tensors(data["tensors"], model, where),
+        tensors=_tensors(data["tensors"], model, codes, where),
         files=_files(data["files"], where),
         provenance=_object(data["provenance"], f"{where}: provenance"),
         compute=compute,
+        codes=codes,
         digest=data["digest"],
     )
     if data["precision"] != description.precision():
@@ -188,31 +202,74 @@ def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None
         )
 
 
-def _tensors(raw: object, model: ModelConfig, where: str) -> dict[str, TensorRecord]:
+def _codes(raw: object, where: str) -> dict[str, CodeFormat]:
+    codes = {}
+    for name, item in _object(raw, f"{where}: codes").items():
+        fields = _object(item, f"{where}: codes: {name}", {"bits", "group_size"})
+        try:
+            codes[name] = CodeFormat(fields["bits"], fields["group_size"])
+        except QuantizationError as cause:
+            raise BundleError(f"{where}: {name}: {cause}") from cause
+    return codes
+
+
+def stored_layouts(
+    model: ModelConfig, codes: Mapping[str, CodeFormat], where: str
+) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Exactly the tensors of a bundle: name -> the dtypes it may have, and its shape.
+
+    Raises BundleError for codes of a tensor that is no matrix of the model, and for stacked weights
+    of different formats.
+    """
+    specs = {name: spec.shape for name, spec in expected_tensors(model).items() if not spec.dead}
+    stored: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+        name: (WEIGHT_DTYPES, shape) for name, shape in specs.items()
+    }
+    together: dict[str, CodeFormat | None] = {}
+    cross = model.cross_expert_layers()
+    for name, shape in specs.items():
+        form = codes.get(name)
+        if together.setdefault(stacked_with(name, cross), form) != form:
+            raise BundleError(
+                f"{where}: codes: {name}: expected the format of the weights it is computed with"
+            )
+        if form is None:
+            continue
+        if not may_be_codes(name, shape):
+            raise BundleError(f"{where}: codes: {name} cannot be stored as codes")
+        for layout in form.layouts(name, shape):
+            stored[layout.name] = ((layout.dtype,), layout.shape)
+    if unknown := sorted(codes.keys() - specs.keys()):
+        raise BundleError(f"{where}: codes of unknown tensors {unknown[:8]}")
+    return stored
+
+
+def _tensors(
+    raw: object, model: ModelConfig, codes: Mapping[str, CodeFormat], where: str
+) -> dict[str, TensorRecord]:
     """Exactly the live tensors of the model, each with its shape."""
     fields = _object(raw, f"{where}: tensors")
-    specs = {name: spec for name, spec in expected_tensors(model).items() if not spec.dead}
-    if fields.keys() != specs.keys():
+    stored = stored_layouts(model, codes, where)
+    if fields.keys() != stored.keys():
         missing, unknown = (
-            sorted(specs.keys() - fields.keys()),
-            sorted(fields.keys() - specs.keys()),
+            sorted(stored.keys() - fields.keys()),
+            sorted(fields.keys() - stored.keys()),
         )
         raise BundleError(f"{where}: tensors: missing {missing[:8]}, unknown {unknown[:8]}")
     records = {}
-    for name, field in fields.items():
-        item = _object(field, f"{where}: tensors: {name}", {"dtype", "shape", "crc32"})
-        if item["dtype"] not in WEIGHT_DTYPES:
+    for name, item in fields.items():
+        item = _object(item, f"{where}: tensors: {name}", {"dtype", "shape", "crc32"})
+        dtypes, shape = stored[name]
+        if item["dtype"] not in dtypes:
             raise BundleError(
-                f"{where}: {name}: expected dtype of {', '.join(WEIGHT_DTYPES)}, got "
-                f"{item['dtype']!r:.40}"
+                f"{where}: {name}: expected dtype of {', '.join(dtypes)}, got {item['dtype']!r:.40}"
             )
-        expected = list(specs[name].shape)
-        if item["shape"] != expected or not all(type(size) is int for size in item["shape"]):
+        if item["shape"] != list(shape) or not all(type(size) is int for size in item["shape"]):
             raise BundleError(
-                f"{where}: {name}: expected shape {expected}, got {item['shape']!r:.80}"
+                f"{where}: {name}: expected shape {list(shape)}, got {item['shape']!r:.80}"
             )
         crc = _hex(item, "crc32", f"{where}: {name}")
-        records[name] = TensorRecord(item["dtype"], specs[name].shape, int(crc, 16))
+        records[name] = TensorRecord(item["dtype"], shape, int(crc, 16))
     return records
 
 
@@ -225,8 +282,8 @@ def _files(raw: object, where: str) -> dict[str, FileRecord]:
             f"the bundle, got {sorted(fields)!r:.200}"
         )
     records = {}
-    for name, field in fields.items():
-        item = _object(field, f"{where}: files: {name}", {"bytes", "sha256"})
+    for name, raw_file in fields.items():
+        item = _object(raw_file, f"{where}: files: {name}", {"bytes", "sha256"})
         if type(item["bytes"]) is not int or not 0 <= item["bytes"] < 1 << 63:
             raise BundleError(f"{where}: {name}: expected a size, got {item['bytes']!r:.40}")
         records[name] = FileRecord(item["bytes"], _hex(item, "sha256", f"{where}: {name}"))

@@ -13,8 +13,10 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from smolvla_edge.bundle import Bundle, Progress, file_chunks, is_bundle, read_bundle
 from smolvla_edge.bundle_format import (
@@ -27,6 +29,9 @@ from smolvla_edge.bundle_format import (
     TensorRecord,
 )
 from smolvla_edge.checkpoint import Checkpoint
+from smolvla_edge.codes import CodeFormat
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, TokenizerError
 from smolvla_edge.paths import shown
 from smolvla_edge.precision import CONVERT_DTYPES, convert_chunks, stored_dtype
@@ -74,12 +79,66 @@ def write_bundle(
         )
     if checkpoint.tokenizer_file is not None:  # found out now, not on the robot
         TaskTokenizer(checkpoint.tokenizer_file, checkpoint.contract.tokenizer)
+    needed = sum(entry.nbytes for entry in checkpoint.tensors.values())
+    with _making(target, needed) as partial:
+        counter = _Counter(checkpoint, progress)
+        source = _source_digests(checkpoint, counter)
+        cross = checkpoint.model.cross_expert_layers()
+        contents = Contents(
+            model=checkpoint.model,
+            contract=checkpoint.contract,
+            tokenizer_file=checkpoint.tokenizer_file,
+            layouts=[
+                TensorLayout(name, stored_dtype(name, entry, cross, dtype), entry.shape)
+                for name, entry in checkpoint.tensors.items()
+            ],
+            chunks=lambda layout: _converted(
+                checkpoint.tensors[layout.name], layout.dtype, counter
+            ),
+            provenance={
+                **checkpoint.provenance,
+                "source_sha256": source,
+                "converter": f"smolvla-edge {__version__}",
+                "command": None if command is None else shown(command),
+            },
+            compute="float32" if dtype == "keep" else "bfloat16",
+        )
+        _fill(partial, contents)
+    return read_bundle(target)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle; `chunks` gives the bytes of a tensor, once."""
+
+    model: ModelConfig
+    contract: Contract
+    tokenizer_file: Path | None
+    layouts: list[TensorLayout]
+    chunks: Callable[[TensorLayout], Iterable[bytes]]
+    provenance: Mapping[str, Any]
+    compute: str
+    codes: Mapping[str, CodeFormat] = field(default_factory=dict)
+
+
+def put_bundle(contents: Contents, dest: str | os.PathLike[str], *, force: bool = False) -> Bundle:
+    """Write a bundle of these contents and return it as read back. Raises BundleError."""
+    target = Path(dest)
+    _check_target(target, force)
+    with _making(target, sum(layout.nbytes for layout in contents.layouts)) as partial:
+        _fill(partial, contents)
+    return read_bundle(target)
+
+
+@contextlib.contextmanager
+def _making(target: Path, nbytes: int) -> Iterator[Path]:
+    """A folder that becomes `target` on success and vanishes otherwise."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(checkpoint, target.parent)
+        _check_space(nbytes, target.parent)
         partial = Path(tempfile.mkdtemp(".partial", f".{target.name}.", target.parent))
         try:
-            _fill(partial, checkpoint, _Counter(checkpoint, progress), dtype, command)
+            yield partial
             os.chmod(partial, 0o755)  # mkdtemp's 0700 is for secrets
             _sync(partial)
             _move_into_place(partial, target)
@@ -88,41 +147,28 @@ def write_bundle(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as cause:
         raise BundleError(f"cannot write {target}: {cause.strerror or cause}") from cause
-    return read_bundle(target)
 
 
-def _fill(
-    folder: Path, checkpoint: Checkpoint, counter: _Counter, dtype: str, command: str | None
-) -> None:
-    source = _source_digests(checkpoint, counter)
+def _fill(folder: Path, contents: Contents) -> None:
     files, tensors = {}, {}
-    if checkpoint.tokenizer_file is not None:
-        data = read_small_file(checkpoint.tokenizer_file, TokenizerError)
+    if contents.tokenizer_file is not None:
+        data = read_small_file(contents.tokenizer_file, TokenizerError)
         _write(folder / TOKENIZER_FILE, data)
         files[TOKENIZER_FILE] = FileRecord(len(data), hashlib.sha256(data).hexdigest())
-    cross = checkpoint.model.cross_expert_layers()
-    layouts = [
-        TensorLayout(name, stored_dtype(name, entry, cross, dtype), entry.shape)
-        for name, entry in checkpoint.tensors.items()
-    ]
-    with SafetensorsWriter(folder / WEIGHTS_FILE, layouts, WEIGHTS_METADATA) as writer:
+    with SafetensorsWriter(folder / WEIGHTS_FILE, contents.layouts, WEIGHTS_METADATA) as writer:
         for layout in writer.order:
-            stream = _Stream(checkpoint.tensors[layout.name], layout.dtype, counter)
+            stream = _Stream(contents.chunks(layout))
             writer.write(layout.name, stream)
             tensors[layout.name] = TensorRecord(layout.dtype, layout.shape, stream.crc32)
     size = (folder / WEIGHTS_FILE).stat().st_size
     description = Description(
-        model=checkpoint.model,
-        contract=checkpoint.contract,
+        model=contents.model,
+        contract=contents.contract,
         tensors=tensors,
         files={WEIGHTS_FILE: FileRecord(size, writer.sha256), **files},
-        provenance={
-            **checkpoint.provenance,
-            "source_sha256": source,
-            "converter": f"smolvla-edge {__version__}",
-            "command": None if command is None else shown(command),
-        },
-        compute="float32" if dtype == "keep" else "bfloat16",
+        provenance=contents.provenance,
+        compute=contents.compute,
+        codes=contents.codes,
     )
     text = json.dumps(description.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     _write(folder / DESCRIPTION_FILE, text.encode("utf-8") + b"\n")
@@ -144,24 +190,27 @@ class _Counter:
 
 
 class _Stream:
-    """A tensor's bytes, in chunks and in `dtype`; `crc32` is theirs once all have been taken."""
+    """A tensor's bytes; `crc32` is theirs once all have been taken."""
 
-    def __init__(self, entry: TensorEntry, dtype: str, counter: _Counter) -> None:
-        self._entry = entry
-        self._dtype = dtype
-        self._counter = counter
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
         self.crc32 = 0
 
-    def _counted(self) -> Iterator[bytes]:
-        for chunk in iter_tensor_bytes(self._entry):
-            self._counter.add(len(chunk))
-            yield chunk
-
     def __iter__(self) -> Iterator[bytes]:
-        entry = self._entry
-        for chunk in convert_chunks(self._counted(), entry.dtype, self._dtype, entry.name):
+        for chunk in self._chunks:
             self.crc32 = zlib.crc32(chunk, self.crc32)
             yield chunk
+
+
+def _converted(entry: TensorEntry, dtype: str, counter: _Counter) -> Iterator[bytes]:
+    """A tensor's bytes, in chunks and in `dtype`."""
+
+    def counted() -> Iterator[bytes]:
+        for chunk in iter_tensor_bytes(entry):
+            counter.add(len(chunk))
+            yield chunk
+
+    return convert_chunks(counted(), entry.dtype, dtype, entry.name)
 
 
 def _source_files(checkpoint: Checkpoint) -> list[Path]:
@@ -195,8 +244,8 @@ def _check_target(target: Path, force: bool) -> None:
         )
 
 
-def _check_space(checkpoint: Checkpoint, folder: Path) -> None:
-    needed = sum(entry.nbytes for entry in checkpoint.tensors.values()) + _SPARE_BYTES
+def _check_space(nbytes: int, folder: Path) -> None:
+    needed = nbytes + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise BundleError(

@@ -50,6 +50,10 @@ class MissingExtraError(SmolVLAEdgeError, ImportError):
     """An optional dependency is not installed; the message holds the pip command."""
 
 
+class QuantizationError(SmolVLAEdgeError):
+    """Weights, calibration data or a recipe cannot be quantised as asked; nothing was written."""
+
+
 class DatasetError(SmolVLAEdgeError):
     """A LeRobotDataset folder is malformed, incomplete or of another version."""
 

@@ -21,10 +21,27 @@ def ignore(name: str, value: Tensor) -> None:
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b, computed in the weight's dtype whatever the input's."""
+    """y = x W^T + b, computed in the weight's dtype whatever the input's.
+
+    `rounds_rows`: the weight stands for integer codes, and each row of x is rounded to int8 as the
+    kernels do it. The products are then those of the integers, up to float rounding.
+    """
+
+    rounds_rows = False
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rounds_rows:
+            x = round_rows(x)
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+def round_rows(x: Tensor) -> Tensor:
+    """Each row to the nearest multiple of its largest magnitude / 127 (codes.round_rows)."""
+    wide = x.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    live = largest >= 2.0**-100
+    inverse = torch.where(live, 127 / largest, 0)
+    return ((wide * inverse).round() * torch.where(live, largest / 127, largest)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
