@@ -19,7 +19,7 @@ DAMPING = 0.01  # of the mean of the Hessian's diagonal
 _SHRINK = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # scales tried, of the largest magnitude's
 
 
-def gptq(weight: NDArray[np.float32], hessian: NDArray[np.float64], form: CodeFormat) -> Codes:
+def gptq(weight: NDArray[np.float32], form: CodeFormat, hessian: NDArray[np.float64]) -> Codes:
     """The codes of a weight [out, in] under a Hessian [in, in].
 
     Raises QuantizationError for weights or a Hessian with NaN or infinity, and for a Hessian of

@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterator, Mapping
 
 from smolvla_edge.bundle import Bundle
 from smolvla_edge.bundle_writer import Contents, put_bundle
-from smolvla_edge.codes import SCALE, CodeFormat, Codes, round_to_nearest
+from smolvla_edge.codes import SCALE, CodeFormat
+from smolvla_edge.compress.observations import Observations
 from smolvla_edge.compress.recipe import Recipe
+from smolvla_edge.compress.solve import Progress, Solution, calibrated, rounded
 from smolvla_edge.errors import QuantizationError
 from smolvla_edge.paths import shown
 from smolvla_edge.precision import convert_chunks, stored_dtype
-from smolvla_edge.safetensors_file import (
-    TensorEntry,
-    TensorLayout,
-    as_float32,
-    iter_tensor_bytes,
-    read_tensor,
-)
+from smolvla_edge.safetensors_file import TensorLayout, iter_tensor_bytes
 from smolvla_edge.source import Source
 from smolvla_edge.version import __version__
-
-Solve = Callable[[str, NDArray[np.float32], CodeFormat], Codes]
-"""A weight [out, in] of that name -> its codes."""
-Progress = Callable[[int, int], None]  # weights done, in all
-
-
-def nearest(name: str, weight: NDArray[np.float32], form: CodeFormat) -> Codes:
-    """Round to nearest: no data, no search."""
-    return round_to_nearest(weight, form)
 
 
 def quantize(
     source: Source,
     dest: str | os.PathLike[str],
     recipe: Recipe,
+    observations: Observations | None = None,
     *,
-    solve: Solve = nearest,
-    solver: str = "nearest",
+    seed: int = 0,
+    threads: int | None = None,
     progress: Progress | None = None,
     force: bool = False,
     command: str | None = None,
 ) -> Bundle:
     """Write the bundle `dest` with the weights that `recipe` names as codes.
 
-    Other matrices of a checkpoint are stored in bfloat16 (as `convert --dtype bfloat16` does);
-    those of a bundle stay as they are. The bundle computes in bfloat16 where weights are no codes.
-    Raises QuantizationError for a source that holds codes already, BundleError for the target.
+    Without observations weights are rounded to nearest; with them they are fitted (solve.py, extra
+    torch). Other matrices of a checkpoint are stored in bfloat16 (as `convert --dtype bfloat16`
+    does); those of a bundle stay as they are. The bundle computes in bfloat16 where weights are no
+    codes. Raises QuantizationError for a source that holds codes already, BundleError for the
+    target.
     """
     if any(entry.dtype in ("I8", "U8") for entry in source.tensors.values()):
         raise QuantizationError(
@@ -58,28 +45,23 @@ def quantize(
             "first. Quantise the bundle or checkpoint that it was made from"
         )
     formats = recipe.formats(source.model)
-    codes: dict[str, Codes] = {}
-    for number, (name, form) in enumerate(formats.items()):
-        if progress is not None:
-            progress(number, len(formats))
-        weight = read_weight(source.tensors[name])
-        try:
-            codes[name] = solve(name, weight, form)
-        except QuantizationError as cause:
-            raise QuantizationError(f"{name}: {cause}") from cause
-    if progress is not None:
-        progress(len(formats), len(formats))
+    if observations is None:
+        solution = rounded(source, formats, progress)
+    else:
+        solution = calibrated(
+            source, formats, observations, seed=seed, threads=threads, progress=progress
+        )
     contents = Contents(
         model=source.model,
         contract=source.contract,
         tokenizer_file=source.tokenizer_file,
-        layouts=_layouts(source, formats),
-        chunks=_Chunks(source, codes),
+        layouts=_layouts(source, formats, solution),
+        chunks=_Chunks(source, solution),
         provenance={
             **source.provenance,
             "converter": f"smolvla-edge {__version__}",
             "command": None if command is None else shown(command),
-            "quantized": {"recipe": recipe.name, "solver": solver},
+            "quantized": {"recipe": recipe.name, **solution.notes},
         },
         compute="bfloat16",
         codes=formats,
@@ -87,15 +69,15 @@ def quantize(
     return put_bundle(contents, dest, force=force)
 
 
-def read_weight(entry: TensorEntry) -> NDArray[np.float32]:
-    return as_float32(read_tensor(entry), entry.dtype)
-
-
-def _layouts(source: Source, formats: Mapping[str, CodeFormat]) -> list[TensorLayout]:
+def _layouts(
+    source: Source, formats: Mapping[str, CodeFormat], solution: Solution
+) -> list[TensorLayout]:
     layouts: list[TensorLayout] = []
     for name, entry in source.tensors.items():
         if name in formats:
             layouts += formats[name].layouts(name, entry.shape)
+        elif name in solution.changed:
+            layouts.append(TensorLayout(name, "F32", entry.shape))
         else:
             layouts.append(TensorLayout(name, _dtype(source, name), entry.shape))
     return layouts
@@ -109,17 +91,17 @@ def _dtype(source: Source, name: str) -> str:
 class _Chunks:
     """The bytes of each tensor of the new bundle."""
 
-    def __init__(self, source: Source, codes: Mapping[str, Codes]) -> None:
-        self._source, self._codes = source, codes
+    def __init__(self, source: Source, solution: Solution) -> None:
+        self._source, self._solution = source, solution
 
     def __call__(self, layout: TensorLayout) -> Iterator[bytes]:
         weight = layout.name.removesuffix(SCALE)
-        if weight in self._codes:
-            codes, scales = self._codes[weight].stored()
+        if weight in self._solution.codes:
+            codes, scales = self._solution.codes[weight].stored()
             yield (scales if layout.name.endswith(SCALE) else codes).tobytes()
+            return
+        if layout.name in self._solution.changed:
+            yield self._solution.changed[layout.name].astype("<f4").tobytes()
             return
         entry = self._source.tensors[layout.name]
         yield from convert_chunks(iter_tensor_bytes(entry), entry.dtype, layout.dtype, entry.name)
-
-
-__all__ = ["Progress", "Solve", "nearest", "quantize", "read_weight"]

@@ -68,7 +68,7 @@ def predict_all(
     dataset lacks a camera, or its widths are not the policy's.
     """
     policy, _ = side.open(threads)
-    names = _match(moments.dataset, list(policy.contract.cameras), cameras or {})
+    names = match_cameras(moments.dataset, list(policy.contract.cameras), cameras or {})
     rows = policy.plan.rows(policy.model.chunk_size)
     predicted: list[NDArray[np.float32]] = []
     recorded, latency, every_action = [], [], []
@@ -125,7 +125,7 @@ def error_table(
     return result
 
 
-def _match(
+def match_cameras(
     dataset: RecordedDataset, wanted: Sequence[str], cameras: Mapping[str, str]
 ) -> dict[str, str]:
     """{the dataset's camera: the policy's} for every camera of the policy."""

@@ -69,7 +69,7 @@ class TestFormats:
             with pytest.raises(QuantizationError, match="NaN or infinity"):
                 round_to_nearest(weight, form)
         with pytest.raises(QuantizationError, match="NaN or infinity"):
-            gptq(weight, np.eye(4), FORMATS[0])
+            gptq(weight, FORMATS[0], np.eye(4))
 
     def test_a_scale_beyond_float16_is_refused(self):
         with pytest.raises(QuantizationError, match="float16"):
@@ -130,7 +130,7 @@ class TestGptq:
     def test_outputs_come_nearer_than_by_rounding(self, form, columns, random):
         weight = random.standard_normal((24, columns)).astype(np.float32)
         x = self.inputs(random, columns)
-        found = gptq(weight, x.T @ x, form)
+        found = gptq(weight, form, x.T @ x)
         least = -8 if form.bits == 4 else -127
         assert found.codes.min() >= least and found.codes.max() <= -least - (form.bits == 4)
 
@@ -147,22 +147,22 @@ class TestGptq:
 
         weight = random.standard_normal((8, 96)).astype(np.float32)
         form = CodeFormat(4, 32)
-        found = gptq(weight, np.eye(96), form)
+        found = gptq(weight, form, np.eye(96))
         assert np.array_equal(found.codes, nearest_codes(weight, found.scales, form).codes)
 
     def test_an_input_that_is_never_there_costs_nothing(self, random):
         weight = random.standard_normal((4, 32)).astype(np.float32)
         x = random.standard_normal((100, 32))
         x[:, 5] = 0
-        found = gptq(weight, x.T @ x, CodeFormat(4, 32))
+        found = gptq(weight, CodeFormat(4, 32), x.T @ x)
         assert not found.codes[:, 5].any()
 
     def test_a_hessian_that_does_not_fit_is_refused(self, random):
         weight = np.ones((2, 4), np.float32)
         with pytest.raises(QuantizationError, match="Hessian of 4 inputs"):
-            gptq(weight, np.eye(3), CodeFormat(8))
+            gptq(weight, CodeFormat(8), np.eye(3))
         with pytest.raises(QuantizationError, match="not all zero"):
-            gptq(weight, np.zeros((4, 4)), CodeFormat(8))
+            gptq(weight, CodeFormat(8), np.zeros((4, 4)))
 
 
 class TestRecipes:

@@ -1,0 +1,137 @@
+"""Codes for all weights of a recipe: rounded, or fitted to calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolvla_edge.codes import CodeFormat, Codes, round_to_nearest
+from smolvla_edge.compress import smooth
+from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs, smoothed
+from smolvla_edge.compress.gptq import gptq
+from smolvla_edge.compress.observations import Observations
+from smolvla_edge.errors import QuantizationError
+from smolvla_edge.safetensors_file import as_float32, read_tensor
+from smolvla_edge.source import Source
+
+Progress = Callable[[str, int, int], None]  # what is done, how many of how many
+
+
+@dataclass(frozen=True)
+class Solution:
+    """codes: by canonical name of the weight. changed: other tensors that smoothing folds its
+    factors into, float32. notes: what was done, for the bundle's provenance."""
+
+    codes: Mapping[str, Codes]
+    changed: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+def rounded(
+    source: Source, formats: Mapping[str, CodeFormat], progress: Progress | None = None
+) -> Solution:
+    """Round to nearest: no data, no search."""
+    codes = {}
+    for number, (name, form) in enumerate(formats.items()):
+        _say(progress, "rounding", number, len(formats))
+        codes[name] = _named(name, round_to_nearest, _weight(source, name), form)
+    _say(progress, "rounding", len(formats), len(formats))
+    return Solution(codes, notes={"solver": "nearest"})
+
+
+def calibrated(
+    source: Source,
+    formats: Mapping[str, CodeFormat],
+    observations: Observations,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Solution:
+    """Smooth int8 layers, then GPTQ for the weights of 4 bits and rounding for those of 8.
+
+    Raises what `layer_inputs` raises.
+    """
+    four = {name for name, form in formats.items() if form.bits == 4}
+    inputs = layer_inputs(
+        source, observations, formats, four, seed=seed, threads=threads,
+        progress=lambda done, total: _say(progress, "calibrating", done, total),
+    )  # fmt: skip
+    tensors: dict[str, NDArray[np.float32]] = {name: _weight(source, name) for name in formats}
+    changed, smoothings = _smooth(source, formats, inputs, tensors)
+    codes = {}
+    for number, (name, form) in enumerate(formats.items()):
+        _say(progress, "fitting", number, len(formats))
+        hessian = inputs[name].hessian
+        if form.bits == 4 and hessian is not None:
+            codes[name] = _named(name, partial(gptq, hessian=hessian), tensors[name], form)
+        else:
+            codes[name] = _named(name, round_to_nearest, tensors[name], form)
+    _say(progress, "fitting", len(formats), len(formats))
+    notes = {
+        "solver": "smooth+gptq",
+        "smoothed": smoothings,
+        "calibration": observations.evidence(),
+        "seed": seed,
+    }
+    return Solution(codes, changed, notes)
+
+
+def _smooth(
+    source: Source,
+    formats: Mapping[str, CodeFormat],
+    inputs: dict[str, LayerInputs],
+    tensors: dict[str, NDArray[np.float32]],
+) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+    """Smooth each place whose readers are int8 codes, in `tensors` and `inputs`; -> the other
+    tensors that changed, and the first reader of each smoothed place."""
+    changed: dict[str, NDArray[np.float32]] = {}
+    done = []
+    for spot in smooth.spots(source.model):
+        if any(name not in formats or formats[name].bits != 8 for name in spot.readers):
+            continue
+        # A matrix that stays in bfloat16 would be rounded again.
+        if any(len(source.tensors[m].shape) == 2 and m not in formats for m in spot.makers):
+            continue
+        form = formats[spot.readers[0]]
+        weights = [tensors[name] for name in spot.readers]
+        s = smooth.best_factors(inputs[spot.readers[0]], weights, form)
+        if s is None:
+            continue
+        for name in spot.makers:
+            if name not in tensors:
+                tensors[name] = _weight(source, name)
+        for name, value in smooth.apply(spot, s, tensors).items():
+            tensors[name] = value
+            if name not in formats:
+                changed[name] = value
+        for name in spot.readers:
+            inputs[name] = smoothed(inputs[name], s)
+        done.append(spot.readers[0])
+    return changed, done
+
+
+def _weight(source: Source, name: str) -> NDArray[np.float32]:
+    entry = source.tensors[name]
+    return as_float32(read_tensor(entry), entry.dtype)
+
+
+def _named(
+    name: str,
+    solve: Callable[[NDArray[np.float32], CodeFormat], Codes],
+    weight: NDArray[np.float32],
+    form: CodeFormat,
+) -> Codes:
+    try:
+        return solve(weight, form)
+    except QuantizationError as cause:
+        raise QuantizationError(f"{name}: {cause}") from cause
+
+
+def _say(progress: Progress | None, what: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(what, done, total)
