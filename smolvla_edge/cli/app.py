@@ -15,7 +15,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from smolvla_edge.cli import convert, demo, doctor, eval_, inspect_, output, profile_, run, verify
+from smolvla_edge.cli import (
+    convert,
+    demo,
+    doctor,
+    eval_,
+    inspect_,
+    output,
+    profile_,
+    quantize,
+    run,
+    verify,
+)
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.version import __version__
 
@@ -96,6 +107,7 @@ for _verb in (
     demo.demo,
     run.run,
     convert.convert,
+    quantize.quantize,
     inspect_.inspect,
     verify.verify,
     doctor.doctor,

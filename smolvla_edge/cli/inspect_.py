@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,11 +85,12 @@ def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
             contract = contract.with_stats(options["stats"])
         found: Any = bundle
         identity: dict[str, Any] = {"kind": "bundle", "digest": bundle.digest}
+        codes: Mapping[str, Any] = bundle.codes
         dead: Mapping[str, TensorEntry] = {}
     else:
         checkpoint = read_checkpoint(path, **options)
         found, contract, dead = checkpoint, checkpoint.contract, checkpoint.dead
-        identity = {"kind": "checkpoint", "digest": None}
+        identity, codes = {"kind": "checkpoint", "digest": None}, {}
     tokenizer = options["tokenizer"] or found.tokenizer_file
     return {
         "path": str(found.path),
@@ -100,7 +100,7 @@ def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "contract_lines": contract.describe(),
         "model": found.model.to_dict(),
         "layers": _layers(found.model),
-        "parts": _parts(found.tensors),
+        "parts": _parts(found.model, found.tensors, codes),
         "dead": {"tensors": len(dead), "bytes": sum(e.nbytes for e in dead.values())},
         "provenance": dict(found.provenance),
     }
@@ -142,27 +142,32 @@ def _layers(model: ModelConfig) -> list[tuple[str, str]]:
     ]
 
 
-def _parts(tensors: Mapping[str, TensorEntry]) -> list[dict[str, Any]]:
-    """Sizes by part, in the order of the data's path."""
-    from smolvla_edge.bundle_format import PARTS
-
-    groups: dict[str, list[TensorEntry]] = {part: [] for part in PARTS}
-    for name, entry in tensors.items():
-        part = name.partition(".")[0]
-        groups[part if part in groups else "heads"].append(entry)
-    return [{"part": part, **_sizes(entries)} for part, entries in groups.items() if entries]
-
-
-def _sizes(entries: Iterable[TensorEntry]) -> dict[str, Any]:
+def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -> list[Any]:
+    """Sizes by part, in the order of the data's path; codes count with their scales."""
     from math import prod
 
-    entries = list(entries)
-    return {
-        "tensors": len(entries),
-        "parameters": sum(prod(entry.shape) for entry in entries),
-        "bytes": sum(entry.nbytes for entry in entries),
-        "dtypes": dict(Counter(entry.dtype for entry in entries).most_common()),
-    }
+    from smolvla_edge.bundle_format import PARTS, precision_map
+    from smolvla_edge.codes import SCALE
+    from smolvla_edge.names import expected_tensors
+
+    shapes = {name: spec.shape for name, spec in expected_tensors(model).items()}
+    groups: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in tensors:
+        part = name.partition(".")[0]
+        groups[part if part in groups else "heads"].append(name)
+    kinds = precision_map(((name, entry.dtype) for name, entry in tensors.items()), codes)
+    parts = []
+    for part, names in groups.items():
+        weights = [name for name in names if not name.endswith(SCALE)]
+        if weights:
+            parts.append({
+                "part": part,
+                "tensors": len(weights),
+                "parameters": sum(prod(shapes[name]) for name in weights),
+                "bytes": sum(tensors[name].nbytes for name in names),
+                "dtypes": dict(sorted(kinds[part].items(), key=lambda item: -item[1])),
+            })  # fmt: skip
+    return parts
 
 
 def _kernels() -> dict[str, Any]:

@@ -23,9 +23,11 @@ _FEATURES = (
 # set has only the operations that it improves.) Of a set that is not here nothing is claimed.
 _GIVES = {
     "avx512_bf16": "16 multiply-adds an instruction, 32 in bfloat16",
+    "avx512_vnni": "16 multiply-adds an instruction, 64 of integers",
     "avx512": "16 multiply-adds an instruction",
     "avx2": "8 multiply-adds an instruction",
     "neon_bf16": "4 multiply-adds an instruction, in bfloat16 without widening",
+    "neon_dotprod": "4 multiply-adds an instruction, 16 of integers",
     "neon": "4 multiply-adds an instruction",
     "scalar": "plain C++",
 }

@@ -20,9 +20,11 @@ _AVX512 = frozenset({"fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"})
 # Best first: what each set needs, in the words of /proc/cpuinfo.
 _NEEDS = {
     "avx512_bf16": _AVX512 | {"avx512_bf16"},
+    "avx512_vnni": _AVX512 | {"avx512_vnni"},
     "avx512": _AVX512,
     "avx2": frozenset({"avx2", "fma"}),
     "neon_bf16": frozenset({"asimd", "bf16"}),
+    "neon_dotprod": frozenset({"asimd", "asimddp"}),
     "neon": frozenset({"asimd"}),
     "scalar": frozenset(),
 }

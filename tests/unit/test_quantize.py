@@ -1,0 +1,376 @@
+"""Quantised bundles: what is stored, that it computes as it says, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from cli_helpers import refused
+from expected_isas import of_this_machine
+from policy_helpers import IMAGES, STATE, TASK, tiny_checkpoint
+
+from smolvla_edge.backends import open_backend
+from smolvla_edge.bundle import read_bundle
+from smolvla_edge.bundle_format import digest_of
+from smolvla_edge.codes import SCALE, CodeFormat, read_codes
+from smolvla_edge.compress import smooth
+from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs
+from smolvla_edge.compress.observations import LIST_FILE, find_observations
+from smolvla_edge.compress.quantize import quantize
+from smolvla_edge.compress.recipe import RECIPES, Recipe, Rule
+from smolvla_edge.errors import BackendError, BundleError, CheckpointError, QuantizationError
+from smolvla_edge.plan import Plan
+from smolvla_edge.policy import Policy, load
+from smolvla_edge.safetensors_file import as_float32, read_tensor
+from smolvla_edge.source import open_source
+
+RECIPE_NAMES = ("int8", "balanced", "small")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("quantize") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def bundles(checkpoint):
+    """A bundle of every recipe, rounded to nearest."""
+    source = open_source(checkpoint)
+    made = {}
+    for name in RECIPE_NAMES:
+        made[name] = quantize(source, checkpoint.parent / name, RECIPES[name]).path
+    return made
+
+
+def actions(path, **words):
+    return load(path, threads=1, **words).predict(IMAGES, STATE, TASK, seed=7).actions
+
+
+class TestBundle:
+    @pytest.mark.parametrize("name", RECIPE_NAMES)
+    def test_what_is_stored(self, bundles, checkpoint, name):
+        bundle, source = read_bundle(bundles[name]), open_source(checkpoint)
+        assert bundle.compute == "bfloat16"
+        assert bundle.provenance["quantized"] == {"recipe": name, "solver": "nearest"}
+        formats = RECIPES[name].formats(bundle.model)
+        assert bundle.codes == formats and formats
+        layers = bundle.model.cross_expert_layers()
+        for layer in layers:
+            assert f"expert.layers.{layer}.attn.k.weight" not in formats
+            assert f"expert.layers.{layer}.attn.q.weight" in formats
+        for tensor, entry in source.tensors.items():
+            if tensor in formats:
+                codes = read_codes(bundle.tensors, tensor, entry.shape)
+                assert codes.format.bits == formats[tensor].bits
+                assert tensor + SCALE in bundle.tensors
+            else:
+                assert bundle.tensors[tensor].shape == entry.shape
+        counts = bundle.precision
+        assert "w8a8" in counts["text"] and any("w" in kind for kind in counts["vision"])
+        bundle.verify_tensors()
+        bundle.verify_files()
+
+    @pytest.mark.parametrize("name", RECIPE_NAMES)
+    def test_every_kernel_set_gives_the_same_bytes(self, bundles, monkeypatch, name):
+        want = actions(bundles[name])
+        for isa in of_this_machine():
+            monkeypatch.setenv("SMOLVLA_FORCE_ISA", isa)
+            assert np.array_equal(actions(bundles[name]), want), isa
+        monkeypatch.delenv("SMOLVLA_FORCE_ISA")
+        two = load(bundles[name], threads=2).predict(IMAGES, STATE, TASK, seed=7).actions
+        assert np.array_equal(two, want)
+
+    @pytest.mark.parametrize("name", RECIPE_NAMES)
+    def test_the_reference_model_computes_the_same(self, bundles, name):
+        """Both round rows to int8; in float32 arithmetic nothing else is rounded."""
+        pytest.importorskip("torch")
+        source = open_source(bundles[name])
+        found = {}
+        for backend in ("native", "torch"):
+            engine = open_backend(
+                source.model, source.tensors, source.contract, backend=backend, device="cpu",
+                compute="float32",
+            )  # fmt: skip
+            policy = Policy(source, engine, Plan.exact(source.model.num_steps))
+            found[backend] = policy.predict(IMAGES, STATE, TASK, seed=7).normalized
+        # A float that lies on the edge between two codes may fall to either side.
+        difference = np.abs(found["native"] - found["torch"])
+        assert np.sqrt((difference**2).mean()) < 2e-3 * np.ptp(found["torch"])
+
+    def test_the_error_is_that_of_the_bits(self, bundles, checkpoint):
+        exact = actions(checkpoint)
+        errors = {name: np.abs(actions(bundles[name]) - exact).max() for name in RECIPE_NAMES}
+        assert 0 < errors["int8"] < 0.05 * np.ptp(exact)
+        assert errors["int8"] < errors["balanced"]
+
+    def test_a_packed_cache_of_codes(self, bundles, tmp_path):
+        want = actions(bundles["balanced"])
+        cache = tmp_path / "cache"
+        for _ in range(2):  # written, then mapped
+            got = load(bundles["balanced"], threads=1, packed_cache=cache)
+            assert np.array_equal(got.predict(IMAGES, STATE, TASK, seed=7).actions, want)
+
+
+class TestRefusals:
+    def test_a_second_quantisation(self, bundles, tmp_path):
+        with pytest.raises(QuantizationError, match="holds codes already"):
+            quantize(open_source(bundles["int8"]), tmp_path / "b", RECIPES["balanced"])
+
+    def test_one_half_of_a_stack(self, checkpoint, tmp_path):
+        recipe = Recipe("odd", (Rule("*.attn.q.weight", CodeFormat(8)),))
+        with pytest.raises(QuantizationError, match="computed together"):
+            quantize(open_source(checkpoint), tmp_path / "b", recipe)
+        with pytest.raises(QuantizationError, match="matches no weight"):
+            quantize(open_source(checkpoint), tmp_path / "b", Recipe("none", ()))
+
+    def damaged(self, bundles, tmp_path, change):
+        copy = tmp_path / "copy"
+        shutil.copytree(bundles["balanced"], copy)
+        path = copy / "bundle.json"
+        data = json.loads(path.read_text())
+        change(data)
+        data["digest"] = digest_of(data)
+        path.write_text(json.dumps(data))
+        return copy
+
+    def test_a_description_that_does_not_fit(self, bundles, tmp_path):
+        name = "expert.layers.0.mlp.down.weight"
+
+        def other_group(data):
+            data["codes"][name]["group_size"] = 48
+
+        def no_codes(data):
+            del data["codes"][name]
+
+        def unknown(data):
+            data["codes"]["vision.nothing"] = {"bits": 8, "group_size": None}
+
+        def embedding(data):
+            data["codes"]["text.embed.weight"] = {"bits": 8, "group_size": None}
+
+        def no_scales(data):
+            del data["tensors"][name + SCALE]
+
+        def half_a_stack(data):
+            data["codes"]["text.layers.0.attn.q.weight"] = {"bits": 4, "group_size": 32}
+
+        for change in (other_group, no_codes, unknown, embedding, no_scales, half_a_stack):
+            with pytest.raises(BundleError):
+                read_bundle(self.damaged(bundles, tmp_path / change.__name__, change))
+
+    def test_a_flipped_bit_and_a_cut_file(self, bundles, tmp_path):
+        copy = tmp_path / "flipped"
+        shutil.copytree(bundles["balanced"], copy)
+        entry = read_bundle(copy).tensors["expert.layers.0.mlp.down.weight"]
+        data = bytearray(entry.path.read_bytes())
+        data[entry.offset + 3] ^= 16
+        (copy / "model.safetensors").write_bytes(data)
+        with pytest.raises(BundleError, match="do not match their checksums"):
+            load(copy)
+        (copy / "model.safetensors").write_bytes(data[:-100])
+        with pytest.raises(BundleError, match="cut short"):
+            load(copy)
+
+    def test_the_engine_refuses_what_quantising_never_writes(self, bundles, tmp_path):
+        """The core checks again: it is given tensors by others than the bundle's reader too."""
+        source = open_source(bundles["balanced"])
+
+        def open_with(change):
+            tensors = dict(source.tensors)
+            change(tensors)
+            open_backend(source.model, tensors, source.contract, backend="native", device="cpu")
+
+        down = "expert.layers.0.mlp.down.weight"
+        query = "text.layers.0.attn.q.weight"
+
+        def missing_scale(tensors):
+            del tensors[down + SCALE]
+
+        def foreign_scale(tensors):
+            tensors[down + SCALE] = tensors[query + SCALE]
+
+        def mixed_stack(tensors):
+            tensors[query] = open_source(source.provenance["source"]).tensors[query]
+
+        for change, words in ((missing_scale, "is missing"), (foreign_scale, "groups of 32")):
+            with pytest.raises((CheckpointError, BackendError), match=words):
+                open_with(change)
+        raw = bytearray(source.tensors[query].path.read_bytes())
+        raw[source.tensors[query].offset] = 0x80  # -128
+        file = tmp_path / "w.safetensors"
+        file.write_bytes(raw)
+
+        def least_code(tensors):
+            tensors[query] = type(tensors[query])(
+                query, "I8", tensors[query].shape, file, tensors[query].offset,
+                tensors[query].nbytes,
+            )  # fmt: skip
+
+        with pytest.raises(CheckpointError, match="-128"):
+            open_with(least_code)
+        scale = source.tensors[query + SCALE]
+        raw = bytearray(scale.path.read_bytes())
+        raw[scale.offset : scale.offset + 4] = np.float32(np.nan).tobytes()
+        file.write_bytes(raw)
+
+        def nan_scale(tensors):
+            tensors[scale.name] = type(scale)(
+                scale.name, "F32", scale.shape, file, scale.offset, scale.nbytes
+            )
+
+        with pytest.raises(CheckpointError, match="scale of"):
+            open_with(nan_scale)
+
+
+class TestCalibration:
+    @pytest.fixture(autouse=True)
+    def torch(self):
+        pytest.importorskip("torch")
+
+    def test_fitted_codes_come_nearer(self, checkpoint, bundles, tmp_path):
+        source = open_source(checkpoint)
+        seen = find_observations(source, "synthetic", 6)
+        fitted = quantize(source, tmp_path / "fitted", RECIPES["balanced"], seen)
+        notes = fitted.provenance["quantized"]
+        assert notes["solver"] == "smooth+gptq" and notes["calibration"]["kind"] == "synthetic"
+        again = quantize(source, tmp_path / "again", RECIPES["balanced"], seen)
+        assert again.digest == fitted.digest  # the same data and seed give the same bytes
+        held = list(find_observations(source, "synthetic", 4, seed=99))
+        found = {}
+        for name, path in (("exact", checkpoint), ("fitted", fitted.path),
+                           ("rounded", bundles["balanced"])):  # fmt: skip
+            policy = load(path)
+            found[name] = np.stack(
+                [policy.predict(o.images, o.state, o.task, seed=i).actions
+                 for i, o in enumerate(held)]
+            )  # fmt: skip
+        error = {n: np.sqrt(((found[n] - found["exact"]) ** 2).mean()) for n in found}
+        assert error["fitted"] < 0.85 * error["rounded"]
+
+    def test_what_a_layer_reads(self, checkpoint):
+        """Against the model itself: the first layer's norm, seen from outside."""
+        source = open_source(checkpoint)
+        seen = find_observations(source, "synthetic", 2)
+        name = "vision.layers.0.attn.q.weight"
+        found = layer_inputs(source, seen, [name], [name])[name]
+        width = source.model.vision_width
+        assert found.hessian.shape == (width, width) and found.largest.shape == (width,)
+        assert np.allclose(found.hessian, found.hessian.T)
+        assert (np.abs(found.sample).max(axis=0) <= found.largest).all()
+        values, bias = (
+            as_float32(read_tensor(entry), entry.dtype)
+            for entry in (
+                source.tensors[f"vision.layers.0.norm1.{kind}"] for kind in ("weight", "bias")
+            )
+        )
+        # A norm's output less its bias, over its weight, has a mean square of 1 in every row.
+        inner = (found.sample - bias) / values
+        assert np.allclose((inner**2).mean(axis=1), 1, atol=1e-2)
+
+    def test_a_nan_in_an_observation_is_refused(self, checkpoint, tmp_path):
+        source = open_source(checkpoint)
+        seen = find_observations(source, "synthetic", 2)
+        originals = list(seen)
+        broken = [originals[0], type(originals[1])(originals[1].images, STATE * np.nan, TASK)]
+        seen._make = lambda: iter(broken)
+        with pytest.raises(Exception, match="finite"):
+            quantize(source, tmp_path / "b", RECIPES["balanced"], seen)
+        assert not (tmp_path / "b").exists()
+
+    def test_pictures_with_a_list(self, checkpoint, tmp_path):
+        source = open_source(checkpoint)
+        names = list(source.contract.cameras)
+        for number, frame in enumerate(IMAGES.values()):
+            head = f"P6\n{frame.shape[1]} {frame.shape[0]}\n255\n".encode()
+            (tmp_path / f"{number}.ppm").write_bytes(head + frame.tobytes())
+        item = {"images": {names[0]: "0.ppm", names[1]: "1.ppm"}, "state": [0.0] * 6, "task": TASK}
+        (tmp_path / LIST_FILE).write_text(json.dumps({"observations": [item, item, item]}))
+        seen = find_observations(source, str(tmp_path), 2)
+        assert len(seen) == 2 and seen.evidence()["kind"] == "pictures"
+        assert next(iter(seen)).images[names[1]].shape == (64, 64, 3)
+        with pytest.raises(QuantizationError, match="list of 4 or more"):
+            find_observations(source, str(tmp_path), 4)
+        for bad in ({"images": {}}, {**item, "state": "x"}, {**item, "task": 3},
+                    {**item, "images": {names[0]: "../out.ppm"}}):  # fmt: skip
+            (tmp_path / LIST_FILE).write_text(json.dumps({"observations": [bad]}))
+            with pytest.raises(QuantizationError):
+                find_observations(source, str(tmp_path), 1)
+        with pytest.raises(QuantizationError, match="expected a LeRobotDataset folder"):
+            find_observations(source, str(tmp_path / "none"), 1)
+
+
+class TestSmoothing:
+    def test_outputs_stay_the_same(self, checkpoint):
+        """Every place at once: the smoothed model computes what the model computed."""
+        torch = pytest.importorskip("torch")
+        from smolvla_edge.model import load_model
+
+        source = open_source(checkpoint)
+        model = load_model(source.model, source.tensors)
+        state = dict(model.state_dict())
+        before = {name: value.clone().numpy() for name, value in state.items()}
+        random = np.random.default_rng(0)
+        tensors = dict(before)
+        for spot in smooth.spots(source.model):
+            if any(name not in tensors for name in (*spot.readers, *spot.makers)):
+                continue  # the last language layer has only keys and values
+            width = tensors[spot.readers[0]].shape[1]
+            s = np.exp(random.uniform(-1, 1, width)).astype(np.float32)
+            tensors.update(smooth.apply(spot, s, tensors))
+        changed = [name for name in before if not np.array_equal(before[name], tensors[name])]
+        assert len(changed) > 30
+        backend = open_backend(
+            source.model, source.tensors, source.contract, backend="torch", device="cpu"
+        )
+        policy = Policy(source, backend, Plan.exact(source.model.num_steps))
+        want = policy.predict(IMAGES, STATE, TASK, seed=3).normalized
+        backend.model.load_state_dict({n: torch.from_numpy(v) for n, v in tensors.items()})
+        got = policy.predict(IMAGES, STATE, TASK, seed=3).normalized
+        assert np.abs(got - want).max() < 1e-4 * np.ptp(want)
+
+    def test_an_outlier_is_shared(self):
+        random = np.random.default_rng(1)
+        x = random.standard_normal((128, 64)).astype(np.float32)
+        x[:, 7] *= 50
+        weight = random.standard_normal((32, 64)).astype(np.float32)
+        inputs = LayerInputs(np.abs(x).max(axis=0), x, None)
+        s = smooth.best_factors(inputs, [weight], CodeFormat(8))
+        assert s is not None and s[7] > 3 * np.median(s)
+        calm = x.copy()
+        calm[:, 7] /= 50
+        none = smooth.factors(LayerInputs(np.abs(calm).max(axis=0), calm, None), [weight], 0.5)
+        assert none.max() / none.min() < 3
+
+    def test_a_channel_that_is_never_there_stays(self):
+        x = np.zeros((4, 3), np.float32)
+        x[:, 0] = 1
+        inputs = LayerInputs(np.abs(x).max(axis=0), x, None)
+        assert smooth.factors(inputs, [np.ones((2, 3), np.float32)], 0.5).tolist() == [1, 1, 1]
+
+
+class TestCommand:
+    def test_from_checkpoint_to_bundle(self, cli, checkpoint, tmp_path):
+        result = cli("quantize", checkpoint, tmp_path / "b", "--recipe", "int8", "--json")
+        assert result.code == 0, result.err
+        found = json.loads(result.out)
+        assert found["recipe"] == "int8" and found["bytes"] < 0.7 * found["source_bytes"]
+        assert read_bundle(tmp_path / "b").digest == found["digest"]
+        shown = cli("quantize", checkpoint, tmp_path / "c")
+        assert shown.code == 0
+        for word in ("w8a8", "w4a8 g64", "nothing: rounded to nearest", "--against-policy"):
+            assert word in shown.out
+        refused(cli("quantize", checkpoint, tmp_path / "c"), "exists", "--force")
+        refused(cli("quantize", tmp_path / "b", tmp_path / "d"), "holds codes already")
+        refused(cli("quantize", checkpoint, tmp_path / "d", "--recipe", "huge"), "balanced, small")
+        refused(cli("quantize", checkpoint, tmp_path / "d", "--data", tmp_path), "LeRobotDataset")
+        inspected = cli("inspect", tmp_path / "c")
+        assert inspected.code == 0 and "w4a8 g64" in inspected.out
+
+    def test_synthetic_data_is_called_so(self, cli, checkpoint, tmp_path):
+        pytest.importorskip("torch")
+        words = ("--data", "synthetic", "--observations", "2")
+        result = cli("quantize", checkpoint, tmp_path / "b", *words)
+        assert result.code == 0, result.err
+        assert "synthetic noise" in result.err and "2 observations, synthetic" in result.out
