@@ -158,6 +158,24 @@ py::dict info(const BoundEngine& e) {
     return d;
 }
 
+// How every linear layer is held and computed, in the order of loading.
+py::list linears(const BoundEngine& e) {
+    py::list all;
+    for (const LinearInfo& i : e.linears()) {
+        py::dict d;
+        d["name"] = i.name;
+        d["in"] = i.in;
+        d["columns"] = i.columns;
+        d["bits"] = i.bits;
+        d["group"] = i.group;
+        d["compute"] = i.compute;
+        d["kernel"] = i.kernel;
+        d["bytes"] = i.bytes;
+        all.append(d);
+    }
+    return all;
+}
+
 void start_recording(BoundEngine& e, size_t capacity) {
     GilRelease release;
     e.start_recording(capacity);
@@ -189,7 +207,7 @@ py::dict take_records(BoundEngine& e) {
         d["heads"] = r.heads;
         d["flops"] = r.flops;
         d["bytes"] = r.bytes;
-        d["compute"] = compute_name(r.compute);
+        d["compute"] = r.compute;
         ops.append(d);
     }
     py::dict result;
@@ -242,6 +260,7 @@ void bind_engine(py::module_& m) {
              arg("steps"), arg("horizon"), arg("rtc") = py::none(),
              arg("state_is_normalized") = false)
         .def("info", &info)
+        .def("linears", &linears)
         .def("start_recording", &start_recording, arg("capacity"))
         .def("take_records", &take_records);
 }

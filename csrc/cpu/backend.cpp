@@ -75,7 +75,8 @@ public:
     void finish_weights() override { weights_.finish(); }
     void write_packed(const std::string& path, const std::string& bundle,
                       const std::string& config) override {
-        weights_.write(path, {layout_name(kernels_, operands_), compute_name(compute_), bundle, config},
+        weights_.write(path,
+                       {layout_name(kernels_, operands_), compute_name(compute_), bundle, config},
                        pool_);
     }
 
@@ -229,6 +230,31 @@ public:
         cpu::flow_update(x, v, dt, t, previous, weight, gain);
     }
 
+    LinearInfo describe(const Linear* w) const override {
+        LinearInfo d{w->name, w->in, w->gated ? 2 * w->out : w->out, 32, 0, "float32", "", 0};
+        const char* op = "gemm_f32";
+        switch (w->layout) {
+            case Layout::f32: break;
+            case Layout::bf16_columns:
+            case Layout::bf16_words:
+                d.bits = 16;
+                d.compute = compute_name(compute_);
+                op = w->layout == Layout::bf16_words ? "gemm_words" : "gemm_bf16";
+                break;
+            case Layout::codes8:
+            case Layout::codes4:
+                d.bits = w->layout == Layout::codes8 ? 8 : 4;
+                d.group = std::min(4 * w->group_words, w->in);
+                d.compute = "int8";
+                op = w->layout == Layout::codes8 ? "dot8" : "dot4";
+        }
+        for (const KernelRow& row : kernel_table(kernels_))
+            if (row.chosen && row.op == op) d.kernel = row.kernel;
+        d.bytes = w->panels * w->panel_bytes();
+        if (w->codes()) d.bytes += sizeof(float) * w->panels * w->groups() * kPanel;
+        return d;
+    }
+
     BackendInfo info() const override {
         const size_t scratch = (scratch_arena_ ? scratch_arena_->used_bytes() : 0) +
                                (rows_arena_ ? rows_arena_->used_bytes() : 0);
@@ -280,9 +306,7 @@ private:
         return to;
     }
     // As make_mat pads rows.
-    static ptrdiff_t row_ld(int columns) {
-        return operand_ld(words_of(columns, Storage::i8)) + 16;
-    }
+    static ptrdiff_t row_ld(int columns) { return operand_ld(words_of(columns, Storage::i8)) + 16; }
     // Room for the integers of every matrix that may be multiplied with codes: the largest of a
     // width that a weight of codes has. Told of widths (rows 0) and of matrices, in any order.
     void reserve_rows(int columns, int rows) {

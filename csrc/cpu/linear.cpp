@@ -34,9 +34,7 @@ Tiles tiles_of(const Kernels& kernels, Layout layout) {
     }
 }
 
-int words_of_row(const Linear& w) {
-    return w.codes() ? words_of(w.in, Storage::i8) : w.depth();
-}
+int words_of_row(const Linear& w) { return w.codes() ? words_of(w.in, Storage::i8) : w.depth(); }
 
 }  // namespace
 
@@ -64,7 +62,7 @@ void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const Lin
         std::min(w.panels, ceil_div(kItemsPerThread * place.pool.size(), std::max(blocks, 1)));
     const float* bias = o.bias ? o.bias : w.bias;
     const int step = w.gated ? kPanel / 2 : kPanel;  // result columns per panel
-    Epilogue e{nullptr, nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w.gated),
+    Epilogue e{nullptr,  nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w.gated),
                y.storage};
     const bool plain = !tiles.codes && !bias && !o.residual.data && o.scale == 1.0f &&
                        e.activation == TileActivation::none && y.storage == Storage::f32;

@@ -12,9 +12,7 @@ namespace smolvla::cpu {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 // Start of part `i` of `parts` nearly equal parts of n.
-inline int part_start(int n, int parts, int i) {
-    return static_cast<int>(int64_t(n) * i / parts);
-}
+inline int part_start(int n, int parts, int i) { return static_cast<int>(int64_t(n) * i / parts); }
 
 // What an operation works with.
 struct Workplace {

@@ -41,6 +41,7 @@ void put_bf16(const Linear& w, char* panel, int at, int count, const uint16_t* r
 Linear reserve(WeightStore& store, const std::string& name, int in, int columns, Layout layout,
                bool gated) {
     Linear w;
+    w.name = name;
     w.in = in;
     w.out = gated ? columns / 2 : columns;
     w.panels = gated ? (w.out + 15) / 16 : (columns + kPanel - 1) / kPanel;
@@ -52,7 +53,7 @@ Linear reserve(WeightStore& store, const std::string& name, int in, int columns,
 
 std::string joined(const std::vector<std::string>& names) {
     std::string text;
-    for (const std::string& name : names) text += name + " ";
+    for (const std::string& name : names) text += (text.empty() ? "" : "+") + name;
     return text;
 }
 
@@ -116,10 +117,9 @@ Linear pack_linear(WeightStore& store, const TensorSource& source,
     if (codes) {
         w.group_words = codes->group_words;
         float* scales =
-            store.floats(size_t(w.panels) * w.groups() * kPanel, joined(weights) + "scale");
+            store.floats(size_t(w.panels) * w.groups() * kPanel, joined(weights) + ".scale");
         w.scales = scales;
-        if (!store.filled())
-            fill_codes(w, scales, source, weights, out, options.code_offset, pool);
+        if (!store.filled()) fill_codes(w, scales, source, weights, out, options.code_offset, pool);
     } else if (!store.filled()) {
         fill(w, source, weights, out, pool);
     }

@@ -19,6 +19,7 @@
 // the position). With Storage::bf16 both hold pairs along their depth, as weights do.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -30,6 +31,7 @@ namespace smolvla {
 enum class Layout { f32, bf16_columns, bf16_words, codes8, codes4 };
 
 struct Linear {
+    std::string name;  // tensor names joined by '+'
     int in = 0;
     int out = 0;  // columns of the result (half of the packed ones when gated)
     int panels = 0;

@@ -78,6 +78,7 @@ public:
 
     const ModelConfig& config() const { return config_; }
     BackendInfo info() const { return ops_->info(); }
+    std::vector<LinearInfo> linears() const { return ops_->linears(); }
 
     // Every operation of what is computed between the two is written down; `predict` also marks its
     // stages "preprocess" and "vision" (a camera each), "prefix" and "flow". See ops/timed.h.

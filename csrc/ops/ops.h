@@ -67,6 +67,17 @@ struct Frame {
     int height = 0, width = 0;
 };
 
+// How a backend holds a weight, and what computes with it.
+struct LinearInfo {
+    std::string name;         // tensor names joined by '+'
+    int in = 0, columns = 0;  // columns: of the matrix, twice the result's when gated
+    int bits = 0;             // of an element
+    int group = 0;            // elements of a row under one scale; 0: no scales
+    std::string compute;      // what its products are made in: float32, bfloat16 or int8
+    std::string kernel;       // as the dispatch table names it
+    size_t bytes = 0;         // in memory, packed, with scales
+};
+
 struct BackendInfo {
     std::string isa;
     Compute compute;
@@ -79,6 +90,7 @@ class Backend {
 public:
     virtual ~Backend() = default;
     virtual BackendInfo info() const = 0;
+    virtual LinearInfo describe(const Linear* w) const = 0;
 
     // --- while loading -------------------------------------------------------------------------
     // Weights [out_i, in] stacked along the output, each read from `source` in its own dtype;

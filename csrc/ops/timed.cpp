@@ -69,8 +69,6 @@ void TimedBackend::timed(TimedRecord record, const Body& body) {
     put(record);
 }
 
-Compute TimedBackend::compute_of(bool bf16) const { return bf16 ? compute_ : Compute::float32; }
-
 TimedBackend::Stage::Stage(TimedBackend& ops, const char* kind, int index) : ops_(ops) {
     if (!ops_.recording()) return;
     record_.kind = kind;
@@ -89,22 +87,24 @@ const Linear* TimedBackend::load_linear(const TensorSource& source,
                                         const std::vector<std::string>& weights,
                                         const std::vector<std::string>& biases, int in,
                                         const std::vector<int>& out, bool gated) {
-    const Linear* made = backend_->load_linear(source, weights, biases, in, out, gated);
-    Weight w{"", in, 0, true};
-    for (size_t i = 0; i < weights.size(); ++i) {
-        w.name += (i ? "+" : "") + weights[i];
-        w.columns += out[i];
-        w.bf16 = w.bf16 && source.find(weights[i]).dtype == DType::bf16;
-    }
-    weights_.emplace(made, std::move(w));
-    return made;
+    return noted(backend_->load_linear(source, weights, biases, in, out, gated));
 }
 
 const Linear* TimedBackend::make_linear(const std::string& name, const float* weight, int out,
                                         int in) {
-    const Linear* made = backend_->make_linear(name, weight, out, in);
-    weights_.emplace(made, Weight{name, in, out, false});
+    return noted(backend_->make_linear(name, weight, out, in));
+}
+
+const Linear* TimedBackend::noted(const Linear* made) {
+    weights_.emplace(made, backend_->describe(made));
+    loaded_.push_back(made);
     return made;
+}
+
+std::vector<LinearInfo> TimedBackend::linears() const {
+    std::vector<LinearInfo> all;
+    for (const Linear* w : loaded_) all.push_back(weights_.at(w));
+    return all;
 }
 
 KvStore* TimedBackend::make_kv(int kv_heads, int head_dim, int capacity) {
@@ -115,14 +115,14 @@ KvStore* TimedBackend::make_kv(int kv_heads, int head_dim, int capacity) {
 
 void TimedBackend::linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) {
     if (!recording()) return backend_->linear(x, w, y, o);
-    const Weight& weight = weights_.at(w);
+    const LinearInfo& weight = weights_.at(w);
     const int64_t elements = int64_t{weight.in} * weight.columns;
     const int64_t moved = bytes_of(x) + bytes_of(y) + bytes_of(o.residual);
-    TimedRecord r = record_of("linear", y, moved + elements * (weight.bf16 ? 2 : 4));
+    TimedRecord r = record_of("linear", y, moved + elements * weight.bits / 8);
     r.weight = weight.name.c_str();
     r.in = weight.in;
     r.flops = 2 * elements * x.rows;
-    r.compute = compute_of(weight.bf16);
+    r.compute = weight.compute.c_str();
     timed(r, [&] { backend_->linear(x, w, y, o); });
 }
 
@@ -165,7 +165,7 @@ void TimedBackend::attention(Mat q, const KvStore* kv, const AttentionShape& s, 
     r.in = longest;
     r.heads = s.heads;
     r.flops = 4 * products * s.heads * s.head_dim;  // scores, and their sum over values
-    r.compute = compute_;
+    r.compute = compute_name(compute_);
     timed(r, [&] { backend_->attention(q, kv, s, out); });
 }
 

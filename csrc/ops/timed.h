@@ -24,7 +24,7 @@ struct TimedRecord {
     int rows = 0, in = 0, out = 0, heads = 0;  // attention: in is the longest row's keys
     int64_t flops = 0;                         // of what reaches the result; 2 a multiply-add
     int64_t bytes = 0;                         // least traffic: every operand once
-    Compute compute = Compute::float32;        // what its products are made in
+    const char* compute = "float32";           // what its products are made in
     int64_t start_ns = 0, end_ns = 0;          // of the steady clock
 };
 
@@ -52,6 +52,9 @@ public:
     };
 
     BackendInfo info() const override { return backend_->info(); }
+    LinearInfo describe(const Linear* w) const override { return weights_.at(w); }
+    // Every linear layer in the order of loading.
+    std::vector<LinearInfo> linears() const;
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override;
@@ -91,14 +94,8 @@ public:
                      float gain) override;
 
 private:
-    struct Weight {
-        std::string name;
-        int in, columns;  // columns: of the matrix, twice the result's when gated
-        bool bf16;        // stored in bfloat16
-    };
-
     bool recording() const { return capacity_ != 0; }
-    Compute compute_of(bool bf16) const;
+    const Linear* noted(const Linear* made);
     void put(const TimedRecord& record);
     template <class Body>
     void timed(TimedRecord record, const Body& body);
@@ -106,7 +103,8 @@ private:
     const std::unique_ptr<Backend> backend_;
     const Compute compute_;
     const int kv_element_bytes_;
-    std::unordered_map<const Linear*, Weight> weights_;
+    std::vector<const Linear*> loaded_;
+    std::unordered_map<const Linear*, LinearInfo> weights_;
     std::unordered_map<const KvStore*, int> kv_widths_;  // kv_heads * head_dim
     std::vector<TimedRecord> records_;
     size_t capacity_ = 0;  // 0: not recording

@@ -77,6 +77,11 @@ class NativeBackend:
             "plan_fields": sorted(IMPLEMENTED),
         }
 
+    def linears(self) -> list[dict[str, Any]]:
+        """Every linear layer as it lies in memory: name (tensor names joined by "+"), in, columns,
+        bits, group (elements under one scale, 0 without scales), compute, kernel, bytes."""
+        return [dict(row) for row in self._engine.linears()]
+
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         image_tokens: np.ndarray = self._engine.encode_images(pixels)
         return image_tokens

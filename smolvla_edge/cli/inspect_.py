@@ -28,6 +28,14 @@ def inspect(
         bool,
         typer.Option("--kernels", help="The table of native kernels and which of them are chosen."),
     ] = False,
+    precision: Annotated[
+        bool,
+        typer.Option(
+            "--precision",
+            help="Load it and list every linear layer: bits and bytes in memory, and the kernel "
+            "that computes it here.",
+        ),
+    ] = False,
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
     stats: args.Stats = None,
@@ -38,7 +46,8 @@ def inspect(
     """Show what a policy needs and is made of.
 
     The contract (cameras, state, action, statistics, task, chunk), the layers, the size by part and
-    dtype; with --json also where everything came from. Nothing is computed. With --kernels, the
+    dtype; with --json also where everything came from. Nothing is computed. With --precision the
+    policy is loaded, and what is said of its weights is what is in memory. With --kernels, the
     native dispatch table of this CPU: for each operation the candidates, what they need of the CPU,
     and the chosen one (first that fits).
 
@@ -46,6 +55,7 @@ def inspect(
     Example:
       smolvla-edge inspect my_policy
       smolvla-edge inspect my_bundle --json
+      smolvla-edge inspect my_bundle --precision     is low-bit really low-bit?
       smolvla-edge inspect --kernels
 
     \b
@@ -64,6 +74,10 @@ def inspect(
             "allow_unnormalized": allow_unnormalized,
         }
         result = _describe(path, options)
+        if precision:
+            result["linears"] = _linears(path, options)
+    elif precision:
+        raise typer.BadParameter("--precision needs a checkpoint or a bundle")
     if kernels:
         result["kernels"] = _kernels()
     if as_json:
@@ -170,6 +184,15 @@ def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -
     return parts
 
 
+def _linears(path: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from smolvla_edge.policy import load
+
+    with output.busy("loading"):
+        policy = load(path, backend="native", **options)
+    linears: list[dict[str, Any]] = policy.engine.linears()  # type: ignore[attr-defined]
+    return linears
+
+
 def _kernels() -> dict[str, Any]:
     from smolvla_edge.backends.native import load_core
 
@@ -189,6 +212,8 @@ def _print(result: Mapping[str, Any]) -> None:
         output.print_facts("contract", result["contract_lines"])
         output.print_facts("layers", result["layers"])
         _print_parts(result)
+    if "linears" in result:
+        _print_linears(result["linears"])
     if "kernels" in result:
         _print_kernels(result["kernels"])
 
@@ -219,6 +244,32 @@ def _print_parts(result: Mapping[str, Any]) -> None:
             f"{result['dead']['tensors']} more tensors never reach an action "
             f"({output.megabytes(result['dead']['bytes'])}); convert leaves them out"
         )
+
+
+def _print_linears(linears: list[dict[str, Any]]) -> None:
+    rows = []
+    for row in linears:
+        held = f"{row['bits']} bits"
+        if row["group"]:
+            whole = row["group"] == row["in"]
+            held += ", a scale for each row" if whole else f", groups of {row['group']}"
+        rows.append((_short(row["name"]), f"{row['in']} x {row['columns']}", held,
+                     output.megabytes(row["bytes"]), row["compute"], row["kernel"]))  # fmt: skip
+    bits = [8 * row["bytes"] / (row["in"] * row["columns"]) for row in linears]
+    weights = [row["in"] * row["columns"] for row in linears]
+    mean = sum(b * w for b, w in zip(bits, weights, strict=True)) / sum(weights)
+    total = sum(row["bytes"] for row in linears)
+    rows.append(("total", f"{sum(weights):,}", f"{mean:.1f} bits a weight in memory",
+                 output.megabytes(total), "", ""))  # fmt: skip
+    columns = [(name, "left") for name in ("linear layer", "in x out", "held as")]
+    columns += [("in memory", "right"), ("products", "left"), ("kernel", "left")]
+    output.print_table("linear layers, as they are loaded", columns, rows)
+
+
+def _short(name: str) -> str:
+    """ "a.q.weight+a.k.weight" -> "a.q+k"."""
+    first, *others = (part.removesuffix(".weight") for part in name.split("+"))
+    return "+".join([first, *(other.rpartition(".")[2] for other in others)])
 
 
 def _print_kernels(kernels: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +128,10 @@ def _ceiling(info: Mapping[str, Any]) -> Ceiling:
         except BackendError:
             # Without instructions for it, bfloat16 products are made by float32 ones.
             rates[compute] = rates["float32"]
+    with contextlib.suppress(BackendError):  # its loop exists for some instruction sets only
+        rates["int8"] = max(
+            float(core.peak(threads, info["isa"], _PEAK_MS, "int8")) for _ in range(_PEAKS)
+        )
     return Ceiling(rates, threads)
 
 

@@ -34,7 +34,7 @@ class Op:
     """One operation. name: of the model's part that it belongs to; shape: in words.
 
     flops counts a multiply and an add as two and only what reaches the result; nbytes is the least
-    that must be moved, each operand once. compute: "float32" or "bfloat16".
+    that must be moved, each operand once. compute: "float32", "bfloat16" or "int8".
     """
 
     kind: str

@@ -21,8 +21,8 @@ struct Case {
     std::string name() const {
         char text[160];
         std::snprintf(text, sizeof text,
-                      "codes %d x %d -> %d, group %d, storages %d and %d, activation %d%s%s%s", rows,
-                      in, out, group, int(x), int(y), int(activation), gated ? ", gated" : "",
+                      "codes %d x %d -> %d, group %d, storages %d and %d, activation %d%s%s%s",
+                      rows, in, out, group, int(x), int(y), int(activation), gated ? ", gated" : "",
                       bias ? ", bias" : "", residual ? ", residual" : "");
         return text;
     }

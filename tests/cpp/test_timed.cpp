@@ -142,12 +142,13 @@ int main() {
         // x, y and a float32 weight; x, y, y again as the residual, and two bfloat16 weights.
         CHECK(plain.bytes == 4 * (kRows * kIn + kRows * kOut + kIn * kOut));
         CHECK(gated.bytes == 4 * (kRows * kIn + 2 * kRows * kOut) + 2 * 2 * kIn * kOut);
-        CHECK(plain.compute == Compute::float32 && gated.compute == compute);
+        const std::string name = compute_name(compute);
+        CHECK(std::string(plain.compute) == "float32" && gated.compute == name);
 
         const TimedRecord& attention = find(records, "attention");
         // 25 pairs of query and key, 4 heads of 16: a product for the score, one for the value.
         CHECK(attention.flops == 2 * 2 * 25 * 4 * 16 && attention.heads == 4);
-        CHECK(attention.in == 5 && attention.out == 64 && attention.compute == compute);
+        CHECK(attention.in == 5 && attention.out == 64 && attention.compute == name);
         CHECK(find(records, "copy").flops == 0);
         CHECK(find(records, "letterbox").bytes == 20 * 30 * 3 + 4 * 3 * 32 * 32);
     }
