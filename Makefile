@@ -1,8 +1,8 @@
 # What a newcomer types. Each target makes its own virtual environment with the versions of
-# constraints.txt; nothing outside this directory changes (the demo keeps its checkpoint in
-# ~/.cache/smolvla-edge).
+# constraints.txt; nothing outside this directory changes, except that as root, on Debian or Ubuntu,
+# missing EGL libraries are installed (target gl).
 #
-#   make demo      photographs in, actions out                  about 5 minutes the first time
+#   make demo      a trained policy at work in a simulator      about 5 minutes the first time
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
 #   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
@@ -50,15 +50,17 @@ prerequisites:
 	$(PYTHON) -m venv .venv-$*
 	@touch $@
 
-# --- demo: the wheel, installed; no torch ---------------------------------------------------------
+# --- demo: the wheel, installed, and the simulator; no torch --------------------------------------
 .venv-demo/installed.stamp: .venv-demo/venv.stamp $(SOURCES)
 	@echo 'installing smolvla-edge into .venv-demo (compiles the C++ core) ...'
 	.venv-demo/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" .venv-demo/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt '.[viz]'
+		--constraint constraints.txt '.[viz,sim]'
 	@touch $@
 
+# Without EGL the demo runs on recorded frames, so what cannot be installed is no error here.
 demo: .venv-demo/installed.stamp
+	@$(MAKE) --no-print-directory --silent gl || true
 	.venv-demo/bin/smolvla-edge demo $(DEMO_ARGS)
 
 # --- gl: what the simulator draws with; software EGL, installed where we may ----------------------

@@ -84,14 +84,11 @@ def demo(
 ) -> None:
     """A trained policy closes the loop in a simulator: try this first.
 
-    In this version the policy is still in training and does not come with the package: without it
-    the demo is that of --size full.
-
-    With it: a small policy of SmolVLA's architecture (5.2 M parameters) sees Meta-World through a
-    camera, is told what to do in words, and moves the arm: live progress, then whether it
-    succeeded, what each stage cost, and whether it keeps up with the robot; a film in demo.gif and
-    a page with plans against motion in demo.html. Needs the extra sim; without it (or without EGL)
-    the policy runs on frames that were recorded, and says so.
+    A small policy of SmolVLA's architecture (5.2 M parameters, it comes with the package) sees
+    Meta-World through a camera, is told what to do in words, and moves the arm: live progress,
+    then whether it succeeded, what each stage cost, and whether it keeps up with the robot; a film
+    in demo.gif and a page with plans against motion in demo.html. Needs the extra sim; without it
+    (or without EGL) the policy runs on frames that were recorded, and says so.
 
     \b
     Examples:
@@ -105,8 +102,6 @@ def demo(
       smolvla-edge inspect CHECKPOINT
       smolvla-edge convert CHECKPOINT BUNDLE
     """
-    if size is None and not shipped_policy().is_dir():
-        size = Size.full  # until a policy is shipped
     if size is not None:
         run_speed(
             size.value, plot=plot, seed=seed, threads=threads, keep=keep,

@@ -291,6 +291,8 @@ def _split(words: str, n_action_steps: int | None) -> tuple[str, int | None]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    from smolvla_edge.eval.report import processes
+
     sides: Sequence[Mapping[str, Any]] = result["sides"]
     names = ["first", "second"][: len(sides)] if len(sides) == 2 else ["solved"]
     rows = []
@@ -324,7 +326,7 @@ def _print(result: Mapping[str, Any]) -> None:
     _print_comparison(result["comparison"])
     output.say(
         f"note: {result['environment']}, seeds {result['seeds'][0]} to {result['seeds'][1]}, "
-        f"{result['workers']} processes, {sum(result['seconds'])} s. A simulator says nothing "
+        f"{processes(result['workers'])}, {sum(result['seconds']):.0f} s. A simulator says nothing "
         "about your robot."
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from smolvla_edge.eval.episode import EpisodeResult
 
-WIDTH, ROW, LEFT, RIGHT = 900, 30, 130, 250  # pixels
+WIDTH, ROW, LEFT, RIGHT = 900, 34, 130, 250  # pixels
+APART = 15  # two sides of a row
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dce2; --paper: #fff;
   --side0: #0072b2; --side1: #d55e00; }
@@ -66,6 +67,10 @@ def render(
     )
 
 
+def processes(count: int) -> str:
+    return f"{count} process{'' if count == 1 else 'es'}"
+
+
 def _name(side: Mapping[str, Any]) -> str:
     words = [str(side["plan"]), f"{side['n_action_steps']} of {side['horizon']} actions"]
     return ", ".join([*words, "blank picture"] if side["blank"] else words)
@@ -82,7 +87,7 @@ def _facts(result: Mapping[str, Any]) -> str:
         ("initial states", f"seeds {result['seeds'][0]} to {result['seeds'][1]} of each task"),
         ("computed by", " ".join(str(first["provenance"].get(k, "")) for k in
                                  ("backend", "isa", "compute"))),
-        ("time", f"{' + '.join(map(str, result['seconds']))} s on {result['workers']} processes"),
+        ("time", f"{' + '.join(map(str, result['seconds']))} s, {processes(result['workers'])}"),
         ("command", result["command"]),
     ]  # fmt: skip
     lines = (
@@ -110,7 +115,7 @@ def _rates(sides: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<text x="0" y="{middle + 4:.0f}"{bold}>{escape(task)}</text>')
         for i, side in enumerate(sides):
             row = side["all"] if task == "mean" else side["tasks"][task]
-            y = middle + (i - (len(sides) - 1) / 2) * 11
+            y = middle + (i - (len(sides) - 1) / 2) * APART
             parts.append(
                 f'<line class="s{i}" stroke-width="2" x1="{x(row["low"]):.1f}" '
                 f'x2="{x(row["high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -151,7 +156,7 @@ def _lengths(played: Sequence[Sequence[EpisodeResult]], limit: int) -> str:
         middle = ROW * number + ROW / 2
         parts.append(f'<text x="0" y="{middle + 4:.0f}">{escape(task)}</text>')
         for i, results in enumerate(played):
-            y = middle + (i - (len(played) - 1) / 2) * 11
+            y = middle + (i - (len(played) - 1) / 2) * APART
             parts += [
                 f'<circle class="s{i}{"" if r.success else " hollow"}" opacity=".55" '
                 f'cx="{x(r.steps):.1f}" cy="{y:.1f}" r="3"><title>seed {r.seed}: {r.steps} steps'

@@ -1,6 +1,6 @@
 """Scripted demonstrations of the ten tasks, as a LeRobotDataset v3.0 folder.
 
-    python -m tools.demo_policy.generate OUT --demonstrations 100 --workers 2
+    python -m tools.demo_policy.generate OUT --workers 2
 
 Meta-World's own expert of each task acts from the simulator's state. A third of the demonstrations
 are clean; a third carry noise on every action; in a third the hand is now and then pushed away for
@@ -31,7 +31,13 @@ from smolvla_edge.dataset.layout import Feature
 from smolvla_edge.eval.metaworld import CONTROL_RATE, Metaworld
 from smolvla_edge.eval.tasks import TASKS
 from smolvla_edge.policy_config import ACTION, STATE
-from tools.demo_policy.recipe import CAMERA, ENVIRONMENT, IMAGE_SIDE
+from tools.demo_policy.recipe import (
+    CAMERA,
+    DEMONSTRATIONS,
+    ENVIRONMENT,
+    IMAGE_SIDE,
+    MORE_DEMONSTRATIONS,
+)
 
 FEATURES = {
     CAMERA: Feature("image", (IMAGE_SIDE, IMAGE_SIDE, 3), ["height", "width", "channels"]),
@@ -118,12 +124,18 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m tools.demo_policy.generate", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("out", type=Path, help="the folder of the data set")
-    parser.add_argument("--demonstrations", type=int, default=100, help="of each task")
+    parser.add_argument(
+        "--demonstrations", type=int, help="of each task; the recipe's numbers unless said"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     writer = DatasetWriter(options.out, int(CONTROL_RATE), FEATURES, robot_type="sawyer")
-    total = options.demonstrations * len(options.tasks)
+    wanted = {
+        task: options.demonstrations or MORE_DEMONSTRATIONS.get(task, DEMONSTRATIONS)
+        for task in options.tasks
+    }
+    total = sum(wanted.values())
     log = _read_log(options.out, writer.episodes)
     context = multiprocessing.get_context("spawn")
     with output.progress("demonstrating", unit_bytes=False) as report, writer:
@@ -131,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
             done = [entry for entry in log if entry["task"] == task]
             seed = max((entry["seed"] for entry in done), default=_first_seed(task) - 1) + 1
             kept = len(done)
-            if kept >= options.demonstrations:
+            if kept >= wanted[task]:
                 continue
             with context.Pool(options.workers) as pool:  # a pool a task: contexts go with it
                 jobs = ((task, s) for s in range(seed, _first_seed(task) + SEEDS))
@@ -146,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
                     with (options.out / LOG).open("a") as stream:
                         stream.write(json.dumps(entry) + "\n")
                     kept += 1
-                    if kept == options.demonstrations:
+                    if kept == wanted[task]:
                         break
                 pool.terminate()
             writer.flush()
