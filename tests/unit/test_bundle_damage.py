@@ -50,10 +50,10 @@ class TestDescription:
         describe(damaged, lambda d: d["contract"].update(num_steps=2), resign=False)
         refused(damaged, "digest", "--stats")
 
-    @pytest.mark.parametrize("version", [0, 3, 1.0, "1", True, None, 1 << 70])
+    @pytest.mark.parametrize("version", [0, 4, 1.0, "1", True, None, 1 << 70])
     def test_unknown_version(self, damaged: Path, version: object) -> None:
         describe(damaged, lambda d: d.update(version=version))
-        refused(damaged, "version 1 to 2")
+        refused(damaged, "version 1 to 3")
 
     @pytest.mark.parametrize("name", ["format", "version", "digest", "model", "contract", "files"])
     def test_duplicate_key(self, damaged: Path, name: str) -> None:

@@ -192,7 +192,9 @@ def test_kernels_share_a_cache_exactly_where_they_share_a_layout(
     compute = se.read_bundle(bundle).compute
     isas = sorted({row["isa"] for row in _core.kernel_table("") if row["supported"]})
     layouts = {isa: _core.packed_layout(isa, compute) for isa in isas}
-    assert len(set(layouts.values())) == 1 or compute == "bfloat16"
+    # Sets that multiply unsigned bytes pack codes with an offset; bfloat16 has words or columns.
+    most = 2 if compute == "float32" else 4
+    assert 1 <= len(set(layouts.values())) <= most
     cache, held, results = tmp_path / "cache.bin", None, set()
     for isa in isas:
         result = python(
