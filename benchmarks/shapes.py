@@ -107,6 +107,8 @@ NORMS = (
 )
 # (rows, keys): the rows of scores that a vision, prefix or expert head has at a time
 SOFTMAX = ((PATCHES, PATCHES), (PREFIX, PREFIX), (CHUNK, PREFIX + CHUNK))
+# (rows, columns): what becomes integers in vision, prefix and expert
+ROWS = ((PATCHES, 768), (PATCHES, 3072), (PREFIX, 960), (PREFIX, 2560), (CHUNK, 720), (CHUNK, 2048))
 # (rows, heads): RoPE of the prefix and the expert
 ROPE = ((PREFIX, 15), (CHUNK, 15))
 

@@ -22,7 +22,7 @@ MAX_DIMENSIONS = 64
 _COLUMNS = 4
 
 # Okabe and Ito's colours (distinct for colour-blind eyes), without the yellow that fades on white.
-_COLOURS = (
+COLOURS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -88,7 +88,7 @@ def plot_chunk(
         _draw_apart(figure, axes, actions, labels, executed, unit)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    _save(figure, path)
+    save_figure(figure, path)
     return path
 
 
@@ -116,7 +116,7 @@ def _draw_together(
 ) -> None:
     steps = np.arange(len(actions))
     for i, label in enumerate(labels):
-        axes.plot(steps, actions[:, i], color=_COLOURS[i], label=label, **_line(len(steps)))
+        axes.plot(steps, actions[:, i], color=COLOURS[i], label=label, **_line(len(steps)))
     _mark_executed(axes, executed, len(steps))
     axes.set_xlabel(_step_label(executed, len(steps)))
     axes.set_ylabel(f"action ({unit})")
@@ -150,7 +150,7 @@ def _draw_apart(
             # The panel above is the last of its column now: it carries the step numbers.
             axes[i - _COLUMNS].tick_params(labelbottom=True)
             continue
-        panel.plot(steps, actions[:, i], color=_COLOURS[0], **_line(len(steps)))
+        panel.plot(steps, actions[:, i], color=COLOURS[0], **_line(len(steps)))
         panel.set_title(labels[i], fontsize=9, loc="left", pad=3)
         panel.tick_params(labelsize=8)
         _mark_executed(panel, executed, len(steps))
@@ -190,7 +190,7 @@ def _step_label(executed: int | None, count: int) -> str:
     return f"step of the chunk (grey: not executed, step() asks anew after {executed} actions)"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write beside the target and rename: a reader never sees half a picture."""
     try:
         handle, temporary = tempfile.mkstemp(suffix=path.suffix.lower(), dir=path.parent)

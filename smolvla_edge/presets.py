@@ -9,6 +9,8 @@ refused, not applied. A preset without evidence is usable and says "unmeasured".
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,29 @@ def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
     if not isinstance(data["presets"], dict):
         raise PlanError(f"{path}: expected an object under 'presets'")
     return {name: _preset(path, name, item) for name, item in data["presets"].items()}
+
+
+def write_preset(folder: Path, digest: str, preset: Preset) -> Path:
+    """Add a preset to those beside the bundle of that digest, or replace the one of its name.
+
+    Raises PlanError when the file there is of another bundle or broken.
+    """
+    found = read_presets(folder, digest)
+    found[preset.name] = preset
+    path = folder / PRESETS_FILE
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "bundle": digest,
+        "presets": {
+            name: {"plan": item.plan.to_json(), "evidence": item.evidence}
+            for name, item in sorted(found.items())
+        },
+    }
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return path
 
 
 def resolve_plan(plan: Plan | str, num_steps: int, presets: Mapping[str, Preset]) -> Plan:

@@ -23,7 +23,7 @@ class KernelLoop {
 public:
     // op: a row operation of the dispatch table, or copy, which is libc's, to compare with.
     // rows x columns: its matrix; of rope, columns are heads times 64. bf16: its result is stored
-    // as bfloat16.
+    // as bfloat16, or of quantize_rows, what it reads.
     KernelLoop(const std::string& op, const std::string& isa, int rows, int columns, bool bf16)
         : kernels_(cpu::choose_kernels(isa)), storage_(bf16 ? Storage::bf16 : Storage::f32) {
         for (int size : {rows, columns})
@@ -38,8 +38,8 @@ public:
         call_ = choose(op, rows, columns, padded);
         if (!call_)
             fail(ErrorKind::input,
-                 "op: expected layer_norm, rms_norm, softmax, softmax_bf16, scale_rows, copy or "
-                 "rope (its columns a multiple of %d), got %s of %d columns",
+                 "op: expected layer_norm, rms_norm, softmax, softmax_bf16, scale_rows, "
+                 "quantize_rows, copy or rope (its columns a multiple of %d), got %s of %d columns",
                  kHeadDim, op.c_str(), columns);
     }
 
@@ -61,6 +61,16 @@ private:
         return made.data() + (kAlignedWords - at % kAlignedWords) % kAlignedWords;
     }
 
+    // Words of one float become words of two bfloat16 of its value.
+    static void repeat_high_halves(float* words, int count) {
+        for (int i = 0; i < count; ++i) {
+            uint32_t bits;
+            std::memcpy(&bits, words + i, sizeof bits);
+            bits = (bits & 0xffff0000u) | bits >> 16;
+            std::memcpy(words + i, &bits, sizeof bits);
+        }
+    }
+
     std::function<void()> choose(const std::string& op, int rows, int columns, int padded) {
         const cpu::Kernels& k = kernels_;
         if (op == "layer_norm" || op == "rms_norm") {
@@ -79,6 +89,13 @@ private:
             };
         if (op == "scale_rows")
             return [=] { k.scale_rows(x_, padded, rows, columns, factor_, y_, padded, storage_); };
+        if (op == "quantize_rows") {
+            if (storage_ == Storage::bf16) repeat_high_halves(x_, rows * padded);
+            return [=] {
+                k.quantize_rows(x_, padded, rows, columns, storage_, y_,
+                                words_of(columns, Storage::i8));
+            };
+        }
         if (op == "copy")
             return [=] { std::memcpy(y_, x_, sizeof(float) * static_cast<size_t>(rows) * padded); };
         if (op == "rope" && columns % kHeadDim == 0)

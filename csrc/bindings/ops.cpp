@@ -82,6 +82,35 @@ public:
         return linears_.size() - 1;
     }
 
+    // Codes in a raw file, int8 ("I8") or int4 ("U8") of cpu/pack_codes.h, followed by their scales,
+    // `groups` for each row; returns a handle as load_linear does.
+    size_t load_codes(const std::string& path, const std::string& dtype, int out, int in,
+                      int groups) {
+        const DType type = parse_dtype(dtype);
+        if (type != DType::i8 && type != DType::u8)
+            fail(ErrorKind::input, "dtype: expected I8 or U8, got %s", dtype.c_str());
+        within("out", out, 1, kMaxSize);
+        within("in", in, 1, kMaxSize);
+        within("groups", groups, 1, in);
+        const bool four = type == DType::u8;
+        const int pitch = four ? (in + 1) / 2 : in;
+        const uint64_t bytes = uint64_t(out) * pitch;
+        const TensorEntry codes{"w", type, {out, pitch}, path, 0, bytes};
+        const TensorEntry scales =
+            four ? TensorEntry{"w.scale", DType::f16, {out, groups}, path, bytes,
+                               uint64_t{2} * out * groups}
+                 : TensorEntry{"w.scale", DType::f32, {out}, path, bytes, uint64_t{4} * out};
+        const TensorSource source({codes, scales});
+        const Linear* made;
+        {
+            GilRelease release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            made = ops_->load_linear(source, {"w"}, {}, in, {out}, false);
+        }
+        linears_.push_back({made, out, in});
+        return linears_.size() - 1;
+    }
+
     void linear(size_t handle, const py::object& x, const py::object& y, const py::object& bias,
                 const std::string& activation, const py::object& residual, float scale) {
         const Weight w = linears_.at(handle);
@@ -203,6 +232,8 @@ void bind_ops(py::module_& m) {
         .def("read_activation", &CpuOps::read_activation, arg("activation"))
         .def("load_linear", &CpuOps::load_linear, arg("path"), arg("dtype"), arg("out"), arg("in"),
              arg("gated") = false)
+        .def("load_codes", &CpuOps::load_codes, arg("path"), arg("dtype"), arg("out"), arg("in"),
+             arg("groups") = 1)
         .def("linear", &CpuOps::linear, arg("weight"), arg("x"), arg("y"), arg("bias") = py::none(),
              arg("activation") = "none", arg("residual") = py::none(), arg("scale") = 1.0f)
         .def("make_kv", &CpuOps::make_kv, arg("kv_heads"), arg("head_dim"), arg("capacity"))

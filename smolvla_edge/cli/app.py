@@ -25,6 +25,7 @@ from smolvla_edge.cli import (
     profile_,
     quantize,
     run,
+    sensitivity,
     verify,
 )
 from smolvla_edge.errors import SmolVLAEdgeError
@@ -108,6 +109,7 @@ for _verb in (
     run.run,
     convert.convert,
     quantize.quantize,
+    sensitivity.sensitivity,
     inspect_.inspect,
     verify.verify,
     doctor.doctor,

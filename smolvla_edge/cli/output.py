@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,22 @@ def progress(what: str, unit_bytes: bool = True) -> Iterator[Report]:
 
         def report(done: int, total: int, *_: Any) -> None:
             bar.update(task, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of several stages, one after the other, to be called with (stage, done, in all)."""
+    with ExitStack() as bar:
+        stage, show = "", None
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal stage, show
+            if show is None or what != stage:
+                bar.close()
+                stage, show = what, bar.enter_context(progress(what, unit_bytes=False))
+            show(done, total)
 
         yield report
 

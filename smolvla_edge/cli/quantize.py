@@ -6,8 +6,6 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +16,7 @@ from smolvla_edge.cli import output
 from smolvla_edge.errors import BundleError
 
 if TYPE_CHECKING:
-    from smolvla_edge.compress.solve import Progress
+    from smolvla_edge.compress.auto import Attempt
 
 
 def quantize(
@@ -49,6 +47,20 @@ def quantize(
     observations: Annotated[
         int, typer.Option("--observations", min=1, metavar="N", help="Of --data, spread over it.")
     ] = 256,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            min=0.0,
+            metavar="PERCENT",
+            show_default=False,
+            help="Give the layers that cost most more bits until the actions on held-out "
+            "observations are within this, rms in percent of their range. Needs --data.",
+        ),
+    ] = None,
+    held_out: Annotated[
+        int, typer.Option("--held-out", min=1, metavar="N", help="Observations for --max-error.")
+    ] = 64,
     seed: args.Seed = 0,
     threads: args.Threads = None,
     rename: args.Rename = None,
@@ -67,21 +79,27 @@ def quantize(
     weights chosen so that each layer's output stays (GPTQ), from the policy's own run over the
     observations (extra torch). Without it they are rounded to nearest.
 
+    With --max-error the recipe is where the search begins: every layer's own cost is measured, and
+    the worst get more bits until the whole policy is close enough. If it never is, nothing is
+    written.
+
     A quantised policy is another policy: measure it before a robot moves.
 
     \b
     Examples:
       smolvla-edge quantize my_bundle my_small_bundle --data my_recordings
       smolvla-edge quantize my_bundle my_int8_bundle --recipe int8
+      smolvla-edge quantize my_bundle my_safe_bundle --data my_recordings --max-error 1
 
     \b
     What to do next:
       smolvla-edge inspect my_small_bundle
-      smolvla-edge eval my_bundle --against-policy my_small_bundle --dataset my_recordings
+      smolvla-edge verify my_small_bundle --against exact --frames my_recordings
     """
     from smolvla_edge.compress.observations import find_observations
     from smolvla_edge.compress.quantize import quantize as make
     from smolvla_edge.compress.recipe import find_recipe
+    from smolvla_edge.compress.within import quantize_within
     from smolvla_edge.source import open_source
 
     started = time.perf_counter()
@@ -95,15 +113,25 @@ def quantize(
             tokenizer=tokenizer,
             stats=stats,
         )
+    if max_error is not None and data is None:
+        raise typer.BadParameter("--max-error needs --data")
     seen = None
     if data is not None:
-        seen = find_observations(opened, data, observations, seed=seed)
+        count = observations + (held_out if max_error is not None else 0)
+        seen = find_observations(opened, data, count, seed=seed)
     command = "smolvla-edge " + shlex.join(sys.argv[1:])
-    with _stages() as report:
-        made = make(
-            opened, bundle, chosen, seen, seed=seed, threads=threads, progress=report,
-            force=force, command=command,
-        )  # fmt: skip
+    with output.stages() as report:
+        if seen is not None and max_error is not None:
+            seen, last = seen.split(held_out)
+            made = quantize_within(
+                opened, bundle, chosen, seen, last, max_error / 100, seed=seed, threads=threads,
+                progress=report, attempted=_attempted, force=force, command=command,
+            )  # fmt: skip
+        else:
+            made = make(
+                opened, bundle, chosen, seen, seed=seed, threads=threads, progress=report,
+                force=force, command=command,
+            )  # fmt: skip
     size = sum(record.nbytes for record in made.files.values())
     before = sum(entry.nbytes for entry in opened.tensors.values())
     result: dict[str, Any] = {
@@ -132,25 +160,17 @@ def quantize(
             ("fitted to", "nothing: rounded to nearest" if seen is None else
                           f"{len(seen)} observations, {seen.kind}"),
             ("time", f"{result['seconds']} s"),
-            ("next", f"smolvla-edge eval {shlex.quote(source)} --against-policy "
-                     f"{shlex.quote(str(bundle))} --dataset ..."),
+            ("next", f"smolvla-edge verify {shlex.quote(str(bundle))} --against exact "
+                     "--frames ..."),
         ],
     )  # fmt: skip
     if seen is not None and seen.kind == "synthetic":
         output.warn("fitted to synthetic noise: good for trying, not for a robot")
 
 
-@contextmanager
-def _stages() -> Iterator[Progress]:
-    """Progress of several stages, one bar after the other."""
-    with ExitStack() as bar:
-        stage, show = "", None
-
-        def report(what: str, done: int, total: int) -> None:
-            nonlocal stage, show
-            if show is None or what != stage:
-                bar.close()
-                stage, show = what, bar.enter_context(output.progress(what, unit_bytes=False))
-            show(done, total)
-
-        yield report
+def _attempted(attempt: Attempt) -> None:
+    kinds: dict[str, int] = {}
+    for form in attempt.formats.values():
+        kinds[form.name] = kinds.get(form.name, 0) + 1
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    output.note(f"{told}: rms {attempt.rms_of_range:.3%} of the range")

@@ -13,6 +13,7 @@ import typer
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
 from smolvla_edge.cli.stages import StageResult, compare
+from smolvla_edge.cli.verify_against import verify_against
 from smolvla_edge.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -63,6 +64,33 @@ def verify(
         bool,
         typer.Option("--files-only", help="Compare a bundle's files with their SHA-256, no more."),
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="POLICY|exact",
+            show_default=False,
+            help="Measure actions against those of this checkpoint or bundle in float32; exact: "
+            "what the quantised bundle was made from. Needs --frames, not torch.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--frames",
+            metavar="DIR|synthetic",
+            show_default=False,
+            help="For --against: a LeRobotDataset v3.0 folder (extra data), a folder with "
+            "observations.json, or synthetic noise.",
+        ),
+    ] = None,
+    observations: Annotated[
+        int, typer.Option("--observations", min=1, metavar="N", help="Of --frames, spread over it.")
+    ] = 300,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Keep what --against finds as evidence of the bundle."),
+    ] = False,
     threads: args.Threads = None,
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
@@ -87,10 +115,17 @@ def verify(
       smolvla-edge verify my_policy --image observation.images.top=top.png \\
           --state 0,0,0,0,0,0 --task "pick up the cup" --json
       smolvla-edge verify my_bundle --files-only     after copying it to a robot
+      smolvla-edge verify my_4bit --against exact --frames my_recordings
 
     \b
     Exit code 1 when something does not agree. Read next: docs/numerics.md
     """
+    if against is not None:
+        verify_against(path, against, data, observations, seed, threads,
+                       args.pairs(rename, "--rename") or None, save, as_json)  # fmt: skip
+        return
+    if data is not None or save:
+        raise typer.BadParameter("--frames and --save go with --against")
     files = _verify_files(path)
     if files is None and files_only:
         raise typer.BadParameter(f"--files-only needs a bundle, and {path} is none")

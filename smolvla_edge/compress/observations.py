@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,20 @@ class Observations:
     def __iter__(self) -> Iterator[Observation]:
         made: Iterator[Observation] = self._make()
         return made
+
+    def split(self, last: int) -> tuple[Observations, Observations]:
+        """(all but the last, the last) observations; of recordings the last come from other
+        episodes, or later moments of one. Raises QuantizationError unless both have some."""
+        first = self.count - last
+        if min(first, last) < 1:
+            raise QuantizationError(
+                f"{self.name}: expected more than {last} observations, {last} of them to be held "
+                f"out, got {self.count}"
+            )
+        return (
+            replace(self, count=first, _make=lambda: islice(iter(self), first)),
+            replace(self, count=last, _make=lambda: islice(iter(self), first, None)),
+        )
 
     def evidence(self) -> dict[str, Any]:
         """What a number measured on them rests on, with a digest of their contents."""

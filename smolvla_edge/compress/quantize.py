@@ -39,11 +39,7 @@ def quantize(
     codes. Raises QuantizationError for a source that holds codes already, BundleError for the
     target.
     """
-    if any(entry.dtype in ("I8", "U8") for entry in source.tensors.values()):
-        raise QuantizationError(
-            "the source holds codes already: a second rounding would be measured against the "
-            "first. Quantise the bundle or checkpoint that it was made from"
-        )
+    refuse_codes(source)
     formats = recipe.formats(source.model)
     if observations is None:
         solution = rounded(source, formats, progress)
@@ -51,6 +47,29 @@ def quantize(
         solution = calibrated(
             source, formats, observations, seed=seed, threads=threads, progress=progress
         )
+    return write_codes(source, dest, recipe.name, formats, solution, force=force, command=command)
+
+
+def refuse_codes(source: Source) -> None:
+    """Raises QuantizationError for a source that holds codes."""
+    if any(entry.dtype in ("I8", "U8") for entry in source.tensors.values()):
+        raise QuantizationError(
+            "the source holds codes already: a second rounding would be measured against the "
+            "first. Quantise the bundle or checkpoint that it was made from"
+        )
+
+
+def write_codes(
+    source: Source,
+    dest: str | os.PathLike[str],
+    recipe: str,
+    formats: Mapping[str, CodeFormat],
+    solution: Solution,
+    *,
+    force: bool = False,
+    command: str | None = None,
+) -> Bundle:
+    """The bundle of a solution. Raises BundleError for the target."""
     contents = Contents(
         model=source.model,
         contract=source.contract,
@@ -61,7 +80,7 @@ def quantize(
             **source.provenance,
             "converter": f"smolvla-edge {__version__}",
             "command": None if command is None else shown(command),
-            "quantized": {"recipe": recipe.name, **solution.notes},
+            "quantized": {"recipe": recipe, **solution.notes},
         },
         compute="bfloat16",
         codes=formats,

@@ -38,7 +38,7 @@ def rounded(
     codes = {}
     for number, (name, form) in enumerate(formats.items()):
         _say(progress, "rounding", number, len(formats))
-        codes[name] = _named(name, round_to_nearest, _weight(source, name), form)
+        codes[name] = _named(name, round_to_nearest, weight_of(source, name), form)
     _say(progress, "rounding", len(formats), len(formats))
     return Solution(codes, notes={"solver": "nearest"})
 
@@ -56,12 +56,38 @@ def calibrated(
 
     Raises what `layer_inputs` raises.
     """
+    inputs = gather(source, formats, observations, seed=seed, threads=threads, progress=progress)
+    notes = {"calibration": observations.evidence(), "seed": seed}
+    return fitted(source, formats, inputs, notes, progress)
+
+
+def gather(
+    source: Source,
+    formats: Mapping[str, CodeFormat],
+    observations: Observations,
+    *,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, LayerInputs]:
+    """What `fitted` needs to know of these weights' inputs, for these formats or longer ones."""
     four = {name for name, form in formats.items() if form.bits == 4}
-    inputs = layer_inputs(
+    return layer_inputs(
         source, observations, formats, four, seed=seed, threads=threads,
         progress=lambda done, total: _say(progress, "calibrating", done, total),
     )  # fmt: skip
-    tensors: dict[str, NDArray[np.float32]] = {name: _weight(source, name) for name in formats}
+
+
+def fitted(
+    source: Source,
+    formats: Mapping[str, CodeFormat],
+    gathered: Mapping[str, LayerInputs],
+    notes: Mapping[str, object],
+    progress: Progress | None = None,
+) -> Solution:
+    """The codes for inputs that `gather` found; `gathered` stays as it is."""
+    inputs = dict(gathered)
+    tensors: dict[str, NDArray[np.float32]] = {name: weight_of(source, name) for name in formats}
     changed, smoothings = _smooth(source, formats, inputs, tensors)
     codes = {}
     for number, (name, form) in enumerate(formats.items()):
@@ -72,13 +98,8 @@ def calibrated(
         else:
             codes[name] = _named(name, round_to_nearest, tensors[name], form)
     _say(progress, "fitting", len(formats), len(formats))
-    notes = {
-        "solver": "smooth+gptq",
-        "smoothed": smoothings,
-        "calibration": observations.evidence(),
-        "seed": seed,
-    }
-    return Solution(codes, changed, notes)
+    found = {"solver": "smooth+gptq", "smoothed": smoothings, **notes}
+    return Solution(codes, changed, found)
 
 
 def _smooth(
@@ -104,7 +125,7 @@ def _smooth(
             continue
         for name in spot.makers:
             if name not in tensors:
-                tensors[name] = _weight(source, name)
+                tensors[name] = weight_of(source, name)
         for name, value in smooth.apply(spot, s, tensors).items():
             tensors[name] = value
             if name not in formats:
@@ -115,7 +136,7 @@ def _smooth(
     return changed, done
 
 
-def _weight(source: Source, name: str) -> NDArray[np.float32]:
+def weight_of(source: Source, name: str) -> NDArray[np.float32]:
     entry = source.tensors[name]
     return as_float32(read_tensor(entry), entry.dtype)
 

@@ -359,7 +359,7 @@ class TestCommand:
         assert read_bundle(tmp_path / "b").digest == found["digest"]
         shown = cli("quantize", checkpoint, tmp_path / "c")
         assert shown.code == 0
-        for word in ("w8a8", "w4a8 g64", "nothing: rounded to nearest", "--against-policy"):
+        for word in ("w8a8", "w4a8 g64", "nothing: rounded to nearest", "--against exact"):
             assert word in shown.out
         refused(cli("quantize", checkpoint, tmp_path / "c"), "exists", "--force")
         refused(cli("quantize", tmp_path / "b", tmp_path / "d"), "holds codes already")
