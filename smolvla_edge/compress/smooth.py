@@ -20,7 +20,7 @@ from smolvla_edge.codes import CodeFormat, round_rows, round_to_nearest
 from smolvla_edge.compress.calibrate import LayerInputs
 from smolvla_edge.config import ModelConfig
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.75)  # a, tried in this order; 0 shares nothing
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # a, tried in this order; 0 shares nothing
 _LEAST = 1e-5  # of the largest factor: no channel is blown up without bound
 
 Arrays = dict[str, NDArray[np.float32]]

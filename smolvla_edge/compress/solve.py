@@ -52,7 +52,7 @@ def calibrated(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Solution:
-    """Smooth int8 layers, then GPTQ for the weights of 4 bits and rounding for those of 8.
+    """Smooth inputs, then GPTQ for the weights of 4 bits and rounding for those of 8.
 
     Raises what `layer_inputs` raises.
     """
@@ -108,12 +108,12 @@ def _smooth(
     inputs: dict[str, LayerInputs],
     tensors: dict[str, NDArray[np.float32]],
 ) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """Smooth each place whose readers are int8 codes, in `tensors` and `inputs`; -> the other
+    """Smooth each place whose readers are codes, in `tensors` and `inputs`; -> the other
     tensors that changed, and the first reader of each smoothed place."""
     changed: dict[str, NDArray[np.float32]] = {}
     done = []
     for spot in smooth.spots(source.model):
-        if any(name not in formats or formats[name].bits != 8 for name in spot.readers):
+        if any(name not in formats for name in spot.readers):
             continue
         # A matrix that stays in bfloat16 would be rounded again.
         if any(len(source.tensors[m].shape) == 2 and m not in formats for m in spot.makers):
