@@ -235,8 +235,8 @@ def stored_layouts(
             )
         if form is None:
             continue
-        if not may_be_codes(name, shape):
-            raise BundleError(f"{where}: codes: {name} cannot be stored as codes")
+        if not may_be_codes(name, shape, form):
+            raise BundleError(f"{where}: codes: {name} cannot be stored as {form.name}")
         for layout in form.layouts(name, shape):
             stored[layout.name] = ((layout.dtype,), layout.shape)
     if unknown := sorted(codes.keys() - specs.keys()):

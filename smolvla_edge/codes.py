@@ -33,6 +33,7 @@ _MATRIX = re.compile(
     r"(vision|text|expert)\.layers\.\d+\.(attn\.[qkvo]|mlp\.(gate|up|down))\.weight"
     r"|connector\.weight"
 )
+_TABLE = "text.embed.weight"  # rows are looked up, not multiplied: int8 codes only
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,15 @@ class CodeFormat:
         )
 
 
-def may_be_codes(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of this canonical name is a matrix that kernels take as codes."""
+def is_table(name: str) -> bool:
+    """Whether the rows of a weight of codes are looked up: nothing is rounded beside them."""
+    return name == _TABLE
+
+
+def may_be_codes(name: str, shape: tuple[int, ...], form: CodeFormat | None = None) -> bool:
+    """Whether a tensor of this canonical name can be stored as codes (of this format)."""
+    if is_table(name):
+        return form is None or form.bits == 8
     return _MATRIX.fullmatch(name) is not None and len(shape) == 2 and shape[1] <= MAX_CODES
 
 

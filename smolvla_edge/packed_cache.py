@@ -6,7 +6,7 @@ one version of this package; it is checked completely before it is used, made ag
 another one or damaged, and never needed: where it cannot be written the policy loads all the same.
 It doubles what a bundle takes on the disk, so it is made only when it is asked for.
 
-The embedding table stays in the bundle, mapped, and is the one tensor that a load from the cache
+The embedding table stays in the bundle, mapped, and is the one weight that a load from the cache
 still compares with its checksum.
 """
 
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolvla_edge.codes import SCALE
 from smolvla_edge.errors import BackendError, CheckpointError
 from smolvla_edge.paths import shown, user_cache
 from smolvla_edge.version import __version__
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 PackedCacheOption = bool | str | os.PathLike[str]
 
-_MAPPED_TENSOR = "text.embed.weight"  # not in the cache
+_NOT_PACKED = ("text.embed.weight", "text.embed.weight" + SCALE)
 
 
 class PackedCacheWarning(UserWarning):
@@ -89,7 +90,7 @@ def open_with_cache(
         threads if type(threads) is int and threads > 0 else 0,  # `build` refuses other words
     )
     if image is not None:
-        source.verify_tensors([_MAPPED_TENSOR])
+        source.verify_tensors(name for name in _NOT_PACKED if name in source.tensors)
         try:
             return build(image), "hit"
         except CheckpointError as cause:  # whole, but of another sequence of weights

@@ -82,8 +82,8 @@ public:
         return linears_.size() - 1;
     }
 
-    // Codes in a raw file, int8 ("I8") or int4 ("U8") of cpu/pack_codes.h, followed by their scales,
-    // `groups` for each row; returns a handle as load_linear does.
+    // Codes in a raw file, int8 ("I8") or int4 ("U8") of cpu/pack_codes.h, followed by their
+    // scales, `groups` for each row; returns a handle as load_linear does.
     size_t load_codes(const std::string& path, const std::string& dtype, int out, int in,
                       int groups) {
         const DType type = parse_dtype(dtype);
@@ -97,8 +97,8 @@ public:
         const uint64_t bytes = uint64_t(out) * pitch;
         const TensorEntry codes{"w", type, {out, pitch}, path, 0, bytes};
         const TensorEntry scales =
-            four ? TensorEntry{"w.scale", DType::f16, {out, groups}, path, bytes,
-                               uint64_t{2} * out * groups}
+            four ? TensorEntry{"w.scale", DType::f16, {out, groups},
+                               path,      bytes,      uint64_t{2} * out * groups}
                  : TensorEntry{"w.scale", DType::f32, {out}, path, bytes, uint64_t{4} * out};
         const TensorSource source({codes, scales});
         const Linear* made;

@@ -214,9 +214,8 @@ public:
         });
     }
 
-    void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
-                     Mat out) override {
-        cpu::gather_rows(table, dtype, ids, count, scale, out);
+    void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out) override {
+        cpu::gather_rows(table, ids, count, scale, out);
     }
 
     void copy(Mat x, float scale, Mat y) override {

@@ -4,21 +4,29 @@
 
 namespace smolvla::cpu {
 
-void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale, Mat out) {
-    const size_t row_bytes = size_t(out.cols) * dtype_bytes(dtype);
+namespace {
+
+float value_at(const char* row, int column, DType dtype) {
+    if (dtype == DType::i8) return static_cast<signed char>(row[column]);
+    if (dtype == DType::f32) {
+        float value;
+        std::memcpy(&value, row + size_t(column) * 4, 4);
+        return value;
+    }
+    uint16_t bits;
+    std::memcpy(&bits, row + size_t(column) * 2, 2);
+    return dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
+}
+
+}  // namespace
+
+void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out) {
+    const size_t row_bytes = size_t(out.cols) * dtype_bytes(table.dtype);
     for (int i = 0; i < count; ++i) {
-        const char* from = static_cast<const char*>(table) + size_t(ids[i]) * row_bytes;
-        for (int c = 0; c < out.cols; ++c) {
-            float value;
-            if (dtype == DType::f32) {
-                std::memcpy(&value, from + size_t(c) * 4, 4);
-            } else {
-                uint16_t bits;
-                std::memcpy(&bits, from + size_t(c) * 2, 2);
-                value = dtype == DType::bf16 ? bf16_to_f32(bits) : f16_to_f32(bits);
-            }
-            out.row(i)[c] = value * scale;
-        }
+        const char* from = static_cast<const char*>(table.rows) + size_t(ids[i]) * row_bytes;
+        const float unit = table.scales ? table.scales[ids[i]] : 1.0f;
+        for (int c = 0; c < out.cols; ++c)
+            out.row(i)[c] = value_at(from, c, table.dtype) * unit * scale;
     }
 }
 

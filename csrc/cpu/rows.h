@@ -5,7 +5,7 @@
 
 namespace smolvla::cpu {
 
-void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale, Mat out);
+void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out);
 void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight, float gain);
 
 }  // namespace smolvla::cpu

@@ -50,9 +50,7 @@ Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert&
     }
     state_in_ = ops.load_linear(source, {"state_in.weight"}, {"state_in.bias"}, c.max_state_dim,
                                 {c.text_width}, false);
-    const TensorEntry& embedding = source.expect("text.embed.weight", {c.vocab, c.text_width});
-    embedding_ = source.map(embedding);
-    embedding_dtype_ = embedding.dtype;
+    load_embedding(source);
 
     const int n = c.max_prefix();
     rope_ = make_rope_table(c, ops, n);
@@ -66,6 +64,24 @@ Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert&
     state_ = ops.make_mat(1, c.max_state_dim);
 }
 
+void Prefix::load_embedding(TensorSource& source) {
+    const std::string name = "text.embed.weight", scale = name + ".scale";
+    const TensorEntry& entry = source.expect(name, {config_.vocab, config_.text_width});
+    if (entry.dtype == DType::i8) {
+        embedding_scales_.resize(static_cast<size_t>(config_.vocab));
+        source.read_f32(source.expect(scale, {config_.vocab}), 0, config_.vocab,
+                        embedding_scales_.data());
+        for (float s : embedding_scales_)
+            if (!std::isfinite(s))
+                fail(ErrorKind::checkpoint, "tensor %s has a scale of %g", scale.c_str(),
+                     double{s});
+    } else if (entry.dtype == DType::u8) {
+        fail(ErrorKind::checkpoint, "tensor %s: expected floats or codes of 8 bits", name.c_str());
+    }
+    embedding_ = {source.map(entry), entry.dtype,
+                  embedding_scales_.empty() ? nullptr : embedding_scales_.data()};
+}
+
 void Prefix::begin() { count_ = 0; }
 
 Mat Prefix::next_rows(int count) {
@@ -76,9 +92,7 @@ Mat Prefix::next_rows(int count) {
     return x_.below(count_ - count, count);
 }
 
-void Prefix::add_special(int id) {
-    ops_.gather_rows(embedding_, embedding_dtype_, &id, 1, 1.0f, next_rows(1));
-}
+void Prefix::add_special(int id) { ops_.gather_rows(embedding_, &id, 1, 1.0f, next_rows(1)); }
 
 void Prefix::add_image(Mat tokens, bool masked) {
     // Special tokens are valid even around a masked camera, and are not scaled (as in LeRobot).
@@ -97,8 +111,8 @@ void Prefix::add_text(const int* ids, int count) {
         if (ids[i] < 0 || ids[i] >= config_.vocab)
             fail(ErrorKind::input, "token %d is outside the vocabulary of %d", ids[i],
                  config_.vocab);
-    ops_.gather_rows(embedding_, embedding_dtype_, ids, count,
-                     std::sqrt(static_cast<float>(config_.text_width)), next_rows(count));
+    ops_.gather_rows(embedding_, ids, count, std::sqrt(static_cast<float>(config_.text_width)),
+                     next_rows(count));
 }
 
 void Prefix::add_state(const float* state) {

@@ -23,6 +23,7 @@ public:
     int run(Trace* trace);
 
 private:
+    void load_embedding(TensorSource& source);
     void add_special(int id);
     Mat next_rows(int count);
 
@@ -31,8 +32,8 @@ private:
     Expert& expert_;
     std::vector<Block> layers_;
     const Linear* state_in_;
-    const void* embedding_;
-    DType embedding_dtype_;
+    Table embedding_;
+    std::vector<float> embedding_scales_;
     RopeTable rope_;
     KvStore* kv_;
     std::vector<int> lengths_;

@@ -86,6 +86,13 @@ struct BackendInfo {
     std::vector<std::string> kernels;  // the chosen ones
 };
 
+// Rows [*, columns of the result] of which a few are read, in their storage dtype.
+struct Table {
+    const void* rows = nullptr;
+    DType dtype = DType::f32;
+    const float* scales = nullptr;  // of i8: what a code of each row stands for
+};
+
 class Backend {
 public:
     virtual ~Backend() = default;
@@ -143,8 +150,8 @@ public:
     // Row (Y, X) of `out` joins the scale x scale rows of x around it, y slow and x fast; the rows
     // of x form a side x side grid. Activations of one storage.
     virtual void pixel_shuffle(Mat x, int side, int scale, Mat out) = 0;
-    // out[i] = table[ids[i]] * scale; the table [*, out.cols] in its storage dtype.
-    virtual void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
+    // out[i] = table[ids[i]] * scale.
+    virtual void gather_rows(const Table& table, const int* ids, int count, float scale,
                              Mat out) = 0;
     // y = x * scale; x float32, y activations.
     virtual void copy(Mat x, float scale, Mat y) = 0;

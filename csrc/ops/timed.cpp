@@ -192,12 +192,12 @@ void TimedBackend::pixel_shuffle(Mat x, int side, int scale, Mat out) {
           [&] { backend_->pixel_shuffle(x, side, scale, out); });
 }
 
-void TimedBackend::gather_rows(const void* table, DType dtype, const int* ids, int count,
-                               float scale, Mat out) {
-    if (!recording()) return backend_->gather_rows(table, dtype, ids, count, scale, out);
-    const int64_t read = int64_t{count} * out.cols * int64_t(dtype_bytes(dtype));
+void TimedBackend::gather_rows(const Table& table, const int* ids, int count, float scale,
+                               Mat out) {
+    if (!recording()) return backend_->gather_rows(table, ids, count, scale, out);
+    const int64_t read = int64_t{count} * out.cols * int64_t(dtype_bytes(table.dtype));
     timed(record_of("gather_rows", out, read + bytes_of(out)),
-          [&] { backend_->gather_rows(table, dtype, ids, count, scale, out); });
+          [&] { backend_->gather_rows(table, ids, count, scale, out); });
 }
 
 void TimedBackend::copy(Mat x, float scale, Mat y) {

@@ -87,8 +87,7 @@ public:
     void letterbox(const Frame& frame, float* pixels, int height, int width) override;
     void patchify(const float* pixels, int height, int width, int patch, Mat rows) override;
     void pixel_shuffle(Mat x, int side, int scale, Mat out) override;
-    void gather_rows(const void* table, DType dtype, const int* ids, int count, float scale,
-                     Mat out) override;
+    void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out) override;
     void copy(Mat x, float scale, Mat y) override;
     void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
                      float gain) override;

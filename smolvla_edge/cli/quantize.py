@@ -30,8 +30,9 @@ def quantize(
         typer.Option(
             "--recipe",
             metavar="NAME|FILE",
-            help="balanced: 8-bit vision and language, 4-bit expert. small: 4-bit vision too. "
-            "int8: 8 bits everywhere. Or a .toml file with rules.",
+            help="balanced: 8-bit vision and language, 4-bit expert. small: 4-bit vision "
+            "and an 8-bit embedding table too. int8: 8 bits everywhere. Or a .toml file of "
+            "rules.",
         ),
     ] = "balanced",
     data: Annotated[

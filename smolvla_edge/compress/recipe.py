@@ -60,6 +60,11 @@ class Recipe:
                 continue
             rule = next((rule for rule in self.rules if fnmatchcase(name, rule.match)), None)
             form = None if rule is None else rule.format
+            if not may_be_codes(name, spec.shape, form):
+                raise QuantizationError(
+                    f"recipe {self.name}: {name} is a table: expected 8 bits or 16, got "
+                    f"{'' if form is None else form.bits}"
+                )
             other, theirs = together.setdefault(stacked_with(name, layers), (name, form))
             if theirs != form:
                 raise QuantizationError(
@@ -73,15 +78,22 @@ class Recipe:
         return found
 
 
-def _recipe(name: str, **formats: CodeFormat) -> Recipe:
-    return Recipe(name, tuple(Rule(f"{part}.layers.*", form) for part, form in formats.items()))
+def _recipe(name: str, *, table: CodeFormat | None = None, **formats: CodeFormat) -> Recipe:
+    rules = [Rule(f"{part}.layers.*", form) for part, form in formats.items()]
+    return Recipe(name, (*rules, Rule("text.embed.weight", table)))
 
 
 RECIPES = {
     recipe.name: recipe
     for recipe in (
         _recipe("balanced", vision=CodeFormat(8), text=CodeFormat(8), expert=CodeFormat(4, 64)),
-        _recipe("small", vision=CodeFormat(4, 64), text=CodeFormat(8), expert=CodeFormat(4, 64)),
+        _recipe(
+            "small",
+            vision=CodeFormat(4, 64),
+            text=CodeFormat(8),
+            expert=CodeFormat(4, 64),
+            table=CodeFormat(8),
+        ),
         _recipe("int8", vision=CodeFormat(8), text=CodeFormat(8), expert=CodeFormat(8)),
     )
 }

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import CodeFormat, Codes, round_to_nearest
+from smolvla_edge.codes import CodeFormat, Codes, is_table, round_to_nearest
 from smolvla_edge.compress import smooth
 from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs, smoothed
 from smolvla_edge.compress.gptq import gptq
@@ -72,8 +72,9 @@ def gather(
 ) -> dict[str, LayerInputs]:
     """What `fitted` needs to know of these weights' inputs, for these formats or longer ones."""
     four = {name for name, form in formats.items() if form.bits == 4}
+    matrices = [name for name in formats if not is_table(name)]
     return layer_inputs(
-        source, observations, formats, four, seed=seed, threads=threads,
+        source, observations, matrices, four, seed=seed, threads=threads,
         progress=lambda done, total: _say(progress, "calibrating", done, total),
     )  # fmt: skip
 
@@ -92,7 +93,7 @@ def fitted(
     codes = {}
     for number, (name, form) in enumerate(formats.items()):
         _say(progress, "fitting", number, len(formats))
-        hessian = inputs[name].hessian
+        hessian = inputs[name].hessian if name in inputs else None
         if form.bits == 4 and hessian is not None:
             codes[name] = _named(name, partial(gptq, hessian=hessian), tensors[name], form)
         else:

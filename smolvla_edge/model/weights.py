@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from smolvla_edge.codes import read_codes
+from smolvla_edge.codes import is_table, read_codes
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.model.smolvla import SmolVLA
@@ -46,7 +46,8 @@ def load_model(
         if entry.dtype in ("I8", "U8"):
             weight = read_codes(tensors, name, tuple(parameter.shape)).weight()
             state[name] = torch.from_numpy(weight).to(device=device, dtype=dtype)
-            model.get_submodule(name.removesuffix(".weight")).rounds_rows = True
+            if not is_table(name):
+                model.get_submodule(name.removesuffix(".weight")).rounds_rows = True
             continue
         if entry.dtype not in DTYPES or tuple(entry.shape) != tuple(parameter.shape):
             raise CheckpointError(

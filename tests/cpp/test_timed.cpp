@@ -85,7 +85,7 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     ops.patchify(image, 32, 32, 16, patches);
     ops.pixel_shuffle(patches, 2, 2, shuffled);
     const int ids[2] = {1, 3};
-    ops.gather_rows(ones.data(), DType::f32, ids, 2, 2.0f, gathered);
+    ops.gather_rows({ones.data(), DType::f32}, ids, 2, 2.0f, gathered);
     ops.copy(x, 0.5f, copied);
     ops.flow_update(x, copied, -0.1f, 1.0f, {}, nullptr, 0.0f);
 

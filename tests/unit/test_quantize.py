@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 
@@ -105,12 +106,44 @@ class TestBundle:
         assert 0 < errors["int8"] < 0.05 * np.ptp(exact)
         assert errors["int8"] < errors["balanced"]
 
-    def test_a_packed_cache_of_codes(self, bundles, tmp_path):
-        want = actions(bundles["balanced"])
+    @pytest.mark.parametrize("name", ["balanced", "small"])  # small: its embedding table too
+    def test_a_packed_cache_of_codes(self, bundles, tmp_path, name):
+        want = actions(bundles[name])
         cache = tmp_path / "cache"
-        for _ in range(2):  # written, then mapped
-            got = load(bundles["balanced"], threads=1, packed_cache=cache)
+        for status in ("written", "hit"):
+            got = load(bundles[name], threads=1, packed_cache=cache)
+            assert got.provenance["packed_cache"] == status
             assert np.array_equal(got.predict(IMAGES, STATE, TASK, seed=7).actions, want)
+
+    def test_an_embedding_table_of_codes(self, checkpoint, tmp_path):
+        """Its rows are looked up: with that alone as codes only the words' embeddings change."""
+        recipe = Recipe("table", (Rule("text.embed.weight", CodeFormat(8)),))
+        source = open_source(checkpoint)
+        bundle = quantize(source, tmp_path / "b", recipe)
+        entry = source.tensors["text.embed.weight"]
+        exact = as_float32(read_tensor(entry), entry.dtype)
+        codes = read_codes(bundle.tensors, "text.embed.weight", entry.shape)
+        assert np.abs(codes.weight() - exact).max() <= 0.5001 * codes.scales.max()
+
+        def embedded(source, backend):
+            engine = open_backend(
+                source.model, source.tensors, source.contract, backend=backend, device="cpu"
+            )
+            model = source.model
+            side = model.image_size
+            tokens = np.arange(5)
+            trace = engine.trace(
+                np.zeros((2, 3, side, side), np.float32), np.ones(2, bool), tokens,
+                np.ones(5, bool), np.zeros(model.max_state_dim, np.float32),
+                np.zeros((model.chunk_size, model.max_action_dim), np.float32),
+            )  # fmt: skip
+            return trace["out.prefix_embs"][0, -6:-1]
+
+        root = np.sqrt(np.float32(entry.shape[1]))
+        found = embedded(open_source(bundle.path), "native")
+        assert np.array_equal(found, codes.weight()[:5] * root)
+        if importlib.util.find_spec("torch"):
+            assert np.array_equal(embedded(open_source(bundle.path), "torch")[:5], found)
 
 
 class TestRefusals:
@@ -122,6 +155,9 @@ class TestRefusals:
         recipe = Recipe("odd", (Rule("*.attn.q.weight", CodeFormat(8)),))
         with pytest.raises(QuantizationError, match="computed together"):
             quantize(open_source(checkpoint), tmp_path / "b", recipe)
+        table = Recipe("table", (Rule("text.embed.weight", CodeFormat(4, 32)),))
+        with pytest.raises(QuantizationError, match="is a table: expected 8 bits"):
+            quantize(open_source(checkpoint), tmp_path / "b", table)
         with pytest.raises(QuantizationError, match="matches no weight"):
             quantize(open_source(checkpoint), tmp_path / "b", Recipe("none", ()))
 
@@ -144,6 +180,9 @@ class TestRefusals:
         def no_codes(data):
             del data["codes"][name]
 
+        def table_of_4_bits(data):
+            data["codes"]["text.embed.weight"] = {"bits": 4, "group_size": 32}
+
         def unknown(data):
             data["codes"]["vision.nothing"] = {"bits": 8, "group_size": None}
 
@@ -156,7 +195,15 @@ class TestRefusals:
         def half_a_stack(data):
             data["codes"]["text.layers.0.attn.q.weight"] = {"bits": 4, "group_size": 32}
 
-        for change in (other_group, no_codes, unknown, embedding, no_scales, half_a_stack):
+        for change in (
+            other_group,
+            no_codes,
+            unknown,
+            table_of_4_bits,
+            embedding,
+            no_scales,
+            half_a_stack,
+        ):
             with pytest.raises(BundleError):
                 read_bundle(self.damaged(bundles, tmp_path / change.__name__, change))
 
