@@ -55,9 +55,10 @@ public:
             pack_linear(weights_, source, weights, biases, in, out, gated,
                         {narrow_layout(operands_), kernels_.dot8->offset}, pool_)));
         const Linear& w = *linears_.back();
-        if (w.codes())
+        if (w.codes()) {
             reserve_rows(in, 0);
-        else if (compute_ == Compute::bfloat16)
+            reserve_scratch(operand_ld(in));
+        } else if (compute_ == Compute::bfloat16)
             reserve_scratch(size_t(block_rows(kernels_, w)) * operand_ld(in));
         return &w;
     }
@@ -103,6 +104,13 @@ public:
         return Backend::make_mat(rows, cols, storage);
     }
 
+    Mat operand(Mat activation, const Linear* reader) const override {
+        // Integers are rounded from floats that never leave the cache.
+        if (reader->codes() && words_of(activation.cols, Storage::i8) <= activation.ld)
+            activation.storage = Storage::i8;
+        return activation;
+    }
+
     void linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) override {
         if (w->codes() && x.storage != Storage::i8) x = quantized(x);
         run_linear(place(), x, *w, y, o, operand_storage(*w, x.storage));
@@ -116,7 +124,7 @@ public:
     }
 
     void rope(Mat x, int heads, Mat cosine, Mat sine, int first) override {
-        each_row(x.rows, [&](int r) {
+        each_row(x.rows, [&](int r, int) {
             kernels_.rope(x.row(r), heads, x.cols / heads, cosine.row(first + r),
                           sine.row(first + r));
         });
@@ -185,13 +193,13 @@ public:
 
     void letterbox(const Frame& frame, float* pixels, int height, int width) override {
         const Letterbox box(frame, height, width);
-        each_row(height, [&](int y) { box.row(y, pixels); });
+        each_row(height, [&](int y, int) { box.row(y, pixels); });
     }
 
     void patchify(const float* pixels, int height, int width, int patch, Mat rows) override {
         const int across = width / patch;
         const size_t plane = size_t(height) * width;
-        each_row(rows.rows, [&](int r) {
+        each_row(rows.rows, [&](int r, int) {
             const float* from = pixels + size_t(r / across) * patch * width + r % across * patch;
             int column = 0;
             for (int c = 0; c < 3; ++c)
@@ -203,7 +211,7 @@ public:
 
     void pixel_shuffle(Mat x, int side, int scale, Mat out) override {
         const int across = side / scale;
-        each_row(out.rows, [&](int r) {
+        each_row(out.rows, [&](int r, int) {
             float* to = out.row(r);
             const int words = words_of(x.cols, x.storage);
             for (int dy = 0; dy < scale; ++dy)
@@ -219,7 +227,7 @@ public:
     }
 
     void copy(Mat x, float scale, Mat y) override {
-        each_row(x.rows, [&](int r) {
+        each_row(x.rows, [&](int r, int) {
             kernels_.scale_rows(x.row(r), x.ld, 1, x.cols, &scale, y.row(r), y.ld, y.storage);
         });
     }
@@ -299,7 +307,7 @@ private:
             fail(ErrorKind::backend, "no room was reserved for %d rows of %d integers", x.rows,
                  x.cols);
         const Mat to{rows_, x.rows, x.cols, row_ld(x.cols), Storage::i8};
-        each_row(x.rows, [&](int r) {
+        each_row(x.rows, [&](int r, int) {
             kernels_.quantize_rows(x.row(r), x.ld, 1, x.cols, x.storage, to.row(r), to.ld);
         });
         return to;
@@ -335,15 +343,23 @@ private:
     template <class Body>
     void each_row(int rows, const Body& body) {
         constexpr int kRows = 8;
-        pool_.run(ceil_div(rows, kRows), [&](int item, int) {
+        pool_.run(ceil_div(rows, kRows), [&](int item, int thread) {
             const int end = std::min(rows, (item + 1) * kRows);
-            for (int r = item * kRows; r < end; ++r) body(r);
+            for (int r = item * kRows; r < end; ++r) body(r, thread);
         });
     }
 
     void norm(Norm kernel, Mat x, const float* weight, const float* bias, float eps, Mat y) {
-        each_row(x.rows, [&](int r) {
-            kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, y.row(r), y.ld, y.storage);
+        if (y.storage != Storage::i8) {
+            each_row(x.rows, [&](int r, int) {
+                kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, y.row(r), y.ld, y.storage);
+            });
+            return;
+        }
+        each_row(x.rows, [&](int r, int thread) {
+            float* row = scratch_[static_cast<size_t>(thread)];
+            kernel(x.row(r), x.ld, 1, x.cols, weight, bias, eps, row, 0, Storage::f32);
+            kernels_.quantize_rows(row, 0, 1, x.cols, Storage::f32, y.row(r), y.ld);
         });
     }
 

@@ -162,25 +162,27 @@ Mat Expert::velocity(Mat actions, int prefix_tokens, int step, Trace* trace) {
     if (trace) trace->put("mid.suffix_embs.step" + std::to_string(step), x);
 
     for (const Layer& l : layers_) {
-        ops_.rms_norm(x, l.block.norm1, config_.rms_eps, normed);
+        const Mat for_qkv = ops_.operand(normed, l.block.qkv);
+        const Mat for_mlp = ops_.operand(normed, l.block.gate_up);
+        ops_.rms_norm(x, l.block.norm1, config_.rms_eps, for_qkv);
         if (l.self) {
             // Action tokens are causal among themselves and follow the whole prefix.
             const Mat k = qkv.columns(q, kv), v = qkv.columns(q + kv, kv);
-            ops_.linear(normed, l.block.qkv, qkv, {});
+            ops_.linear(for_qkv, l.block.qkv, qkv, {});
             ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, prefix_tokens);
             ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, prefix_tokens);
             ops_.store_kv(k, v, l.kv, prefix_tokens);
             for (int r = 0; r < rows; ++r) lengths_[static_cast<size_t>(r)] = prefix_tokens + r + 1;
         } else {
             // Projected keys get no second RoPE; queries count from 0 and see the prefix only.
-            ops_.linear(normed, l.block.qkv, qkv.columns(0, q), {});
+            ops_.linear(for_qkv, l.block.qkv, qkv.columns(0, q), {});
             ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, 0);
             std::fill_n(lengths_.begin(), rows, prefix_tokens);
         }
         ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
         ops_.linear(attended, l.block.out, x, add);
-        ops_.rms_norm(x, l.block.norm2, config_.rms_eps, normed);
-        ops_.linear(normed, l.block.gate_up, hidden, {});
+        ops_.rms_norm(x, l.block.norm2, config_.rms_eps, for_mlp);
+        ops_.linear(for_mlp, l.block.gate_up, hidden, {});
         ops_.linear(hidden, l.block.down, x, add);
         if (first) first->put("mid.step0.expert_layer" + std::to_string(l.text_layer), x);
     }

@@ -137,8 +137,9 @@ int Prefix::run(Trace* trace) {
         const bool last = i + 1 == layers_.size();
         const int queries = last ? 0 : q;  // columns of q in front of k
         const Mat k = qkv.columns(queries, kv), v = qkv.columns(queries + kv, kv);
-        ops_.rms_norm(x, l.norm1, config_.rms_eps, normed);
-        ops_.linear(normed, l.qkv, qkv.columns(0, queries + 2 * kv), {});
+        const Mat for_qkv = ops_.operand(normed, l.qkv);
+        ops_.rms_norm(x, l.norm1, config_.rms_eps, for_qkv);
+        ops_.linear(for_qkv, l.qkv, qkv.columns(0, queries + 2 * kv), {});
         ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, 0);
         expert_.set_prefix(static_cast<int>(i), k, v);
         if (trace) {
@@ -151,8 +152,9 @@ int Prefix::run(Trace* trace) {
         ops_.store_kv(k, v, kv_, 0);
         ops_.attention(qkv.columns(0, q), kv_, shape, attended);
         ops_.linear(attended, l.out, x, add);
-        ops_.rms_norm(x, l.norm2, config_.rms_eps, normed);
-        ops_.linear(normed, l.gate_up, hidden, {});
+        const Mat for_mlp = ops_.operand(normed, l.gate_up);
+        ops_.rms_norm(x, l.norm2, config_.rms_eps, for_mlp);
+        ops_.linear(for_mlp, l.gate_up, hidden, {});
         ops_.linear(hidden, l.down, x, add);
         if (trace) trace->put("mid.prefix_layer" + std::to_string(i), x);
     }

@@ -114,13 +114,14 @@ void Vision::encode(const float* pixels, int height, int width, Mat tokens, Trac
     gelu.activation = Activation::gelu_tanh;
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Layer& l = layers_[i];
-        ops_.layer_norm(x, l.norm1_weight, l.norm1_bias, config_.vision_eps, normed);
-        ops_.linear(normed, l.qkv, qkv, {});
+        const Mat for_qkv = ops_.operand(normed, l.qkv), for_up = ops_.operand(normed, l.up);
+        ops_.layer_norm(x, l.norm1_weight, l.norm1_bias, config_.vision_eps, for_qkv);
+        ops_.linear(for_qkv, l.qkv, qkv, {});
         ops_.store_kv(qkv.columns(w, w), qkv.columns(2 * w, w), kv_, 0);
         ops_.attention(qkv.columns(0, w), kv_, shape, attended);
         ops_.linear(attended, l.out, x, add);
-        ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, normed);
-        ops_.linear(normed, l.up, hidden, gelu);
+        ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, for_up);
+        ops_.linear(for_up, l.up, hidden, gelu);
         ops_.linear(hidden, l.down, x, add);
         if (trace) trace->put("mid.vision_layer" + std::to_string(i) + suffix, x);
     }

@@ -125,6 +125,8 @@ public:
     // what they are written in, in columns (a head, a patch row); an odd one excludes pairs.
     virtual Storage activation_storage(int unit) const = 0;
     virtual Mat make_mat(int rows, int cols, Storage storage = Storage::f32);
+    // The memory of an activation as it is best written for one linear layer, and for nothing else.
+    virtual Mat operand(Mat activation, const Linear* reader) const = 0;
     Mat make_activation(int rows, int cols, int unit = 2) {
         return make_mat(rows, cols, activation_storage(unit));
     }
@@ -132,7 +134,7 @@ public:
     // --- while running; no allocation ------------------------------------------------------------
     // x and y are activations; a residual is float32 and may be y itself.
     virtual void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) = 0;
-    // x float32, y activations.
+    // x float32, y activations, or what `operand` gave.
     virtual void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) = 0;
     virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;
     // Rotates every head of x in place; row i by the angles of table row first + i.

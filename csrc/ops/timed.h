@@ -77,6 +77,9 @@ public:
     Storage activation_storage(int unit) const override {
         return backend_->activation_storage(unit);
     }
+    Mat operand(Mat activation, const Linear* reader) const override {
+        return backend_->operand(activation, reader);
+    }
 
     void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) override;
     void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override;
