@@ -6,7 +6,7 @@
     model             ModelConfig: every dimension
     contract          cameras, features, statistics, renames, tokenizer rules
     compute           the arithmetic of bfloat16 weights: float32 or bfloat16 (precision.py)
-    codes             weights stored as integer codes -> bits, group_size (codes.py)
+    codes             weights stored as integer codes -> bits, group_size, input_scale (codes.py)
     precision         how many tensors of each dtype or code format, by part
     tensors           name -> dtype, shape, crc32
     files             name -> bytes, sha256
@@ -29,7 +29,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from smolvla_edge.codes import SCALE, CodeFormat, formats_json, may_be_codes, stacked_with
+from smolvla_edge.codes import (
+    INPUT_SCALE,
+    SCALE,
+    CodeFormat,
+    formats_json,
+    may_be_codes,
+    stacked_with,
+)
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import BundleError, CheckpointError, ContractError, QuantizationError
@@ -117,7 +124,7 @@ def precision_map(
     """{part: {dtype or code format: how many tensors}} of (name, dtype) pairs."""
     counts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
     for name, dtype in tensors:
-        if name.endswith(SCALE):
+        if name.endswith((SCALE, INPUT_SCALE)):
             continue
         part = name.partition(".")[0]
         kind = codes[name].name if name in codes else dtype
@@ -205,9 +212,9 @@ def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None
 def _codes(raw: object, where: str) -> dict[str, CodeFormat]:
     codes = {}
     for name, item in _object(raw, f"{where}: codes").items():
-        fields = _object(item, f"{where}: codes: {name}", {"bits", "group_size"})
+        fields = _object(item, f"{where}: codes: {name}", {"bits", "group_size", "input_scale"})
         try:
-            codes[name] = CodeFormat(fields["bits"], fields["group_size"])
+            codes[name] = CodeFormat(fields["bits"], fields["group_size"], fields["input_scale"])
         except QuantizationError as cause:
             raise BundleError(f"{where}: {name}: {cause}") from cause
     return codes

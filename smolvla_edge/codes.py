@@ -7,7 +7,9 @@
 A weight NAME [out, in] is stored as NAME, of I8 [out, in] or U8 [out, (in + 1) / 2] with two codes
 plus 8 a byte and the first in the low half, and NAME.scale, of F32 [out] or F16 [out, groups]. A
 weight is its codes times their scale. What it is multiplied with is rounded to int8 while running,
-each token by a scale of its own (`round_rows`); sums are exact integers.
+each token by a scale of its own (`round_rows`); sums are exact integers. Vision's down projections
+may have NAME.input_scale, of F32 [in], too: their inputs are multiplied by it before they are
+rounded (smooth.py).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from smolvla_edge.errors import CheckpointError, QuantizationError
 from smolvla_edge.safetensors_file import TensorEntry, TensorLayout, read_tensor
 
 SCALE = ".scale"
+INPUT_SCALE = ".input_scale"
 GROUP_SIZES = (32, 64, 128)
 MAX_CODES = 65536  # in a row: kMaxCodes of csrc/cpu/kernels.h
 MOST = {8: 127, 4: 7}
@@ -38,17 +41,20 @@ _TABLE = "text.embed.weight"  # rows are looked up, not multiplied: int8 codes o
 
 @dataclass(frozen=True)
 class CodeFormat:
-    """How a weight is stored as codes. group_size: of int4, None for int8.
+    """How a weight is stored as codes. group_size: of int4, None for int8. input_scale: whether its
+    inputs are multiplied by factors of their own before they are rounded.
 
     Raises QuantizationError for anything but the formats above.
     """
 
     bits: int
     group_size: int | None = None
+    input_scale: bool = False
 
     def __post_init__(self) -> None:
         sizes: tuple[int | None, ...] = GROUP_SIZES if self.bits == 4 else (None,)
-        if self.bits not in MOST or self.group_size not in sizes:
+        known = self.bits in MOST and self.group_size in sizes
+        if not known or not isinstance(self.input_scale, bool):
             raise QuantizationError(
                 "codes: expected 8 bits, or 4 bits in groups of 32, 64 or 128, got "
                 f"{self.bits!r} bits in groups of {self.group_size!r}"
@@ -61,14 +67,17 @@ class CodeFormat:
     def groups(self, columns: int) -> int:
         return 1 if self.group_size is None else -(-columns // self.group_size)
 
-    def layouts(self, name: str, shape: tuple[int, ...]) -> tuple[TensorLayout, TensorLayout]:
-        """What a weight [out, in] of this name is stored as: its codes and its scales."""
+    def layouts(self, name: str, shape: tuple[int, ...]) -> tuple[TensorLayout, ...]:
+        """What a weight [out, in] of this name is stored as: codes, scales, any input scales."""
         rows, columns = shape
+        factors = (TensorLayout(name + INPUT_SCALE, "F32", (columns,)),) if self.input_scale else ()
         if self.group_size is None:
-            return TensorLayout(name, "I8", shape), TensorLayout(name + SCALE, "F32", (rows,))
+            codes = TensorLayout(name, "I8", shape)
+            return (codes, TensorLayout(name + SCALE, "F32", (rows,)), *factors)
         return (
             TensorLayout(name, "U8", (rows, (columns + 1) // 2)),
             TensorLayout(name + SCALE, "F16", (rows, self.groups(columns))),
+            *factors,
         )
 
 
@@ -77,8 +86,15 @@ def is_table(name: str) -> bool:
     return name == _TABLE
 
 
+def may_scale_inputs(name: str) -> bool:
+    """Whether a weight of codes may have input scales: one whose input no norm or matrix makes."""
+    return re.fullmatch(r"vision\.layers\.\d+\.mlp\.down\.weight", name) is not None
+
+
 def may_be_codes(name: str, shape: tuple[int, ...], form: CodeFormat | None = None) -> bool:
     """Whether a tensor of this canonical name can be stored as codes (of this format)."""
+    if form is not None and form.input_scale and not may_scale_inputs(name):
+        return False
     if is_table(name):
         return form is None or form.bits == 8
     return _MATRIX.fullmatch(name) is not None and len(shape) == 2 and shape[1] <= MAX_CODES
@@ -229,4 +245,7 @@ def round_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.flo
 
 
 def formats_json(codes: Mapping[str, CodeFormat]) -> dict[str, dict[str, int | None]]:
-    return {name: {"bits": f.bits, "group_size": f.group_size} for name, f in codes.items()}
+    return {
+        name: {"bits": f.bits, "group_size": f.group_size, "input_scale": f.input_scale}
+        for name, f in codes.items()
+    }

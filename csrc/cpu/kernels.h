@@ -54,7 +54,8 @@ using QuantizeRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int colum
 // Every y below is written as its Storage says; row pitches count words. An activation whose result
 // is rounded to bfloat16 needs an exponential of 2^-17, not of one ulp.
 
-// y[r][c] = activation(tile[r][c] * row_scale[r] + bias[c]) * scale + residual[r][c]
+// y[r][c] =
+//     activation(tile[r][c] * row_scale[r] + bias[c]) * scale * column_scale[c] + residual[r][c]
 // silu_gate: a tile holds 16 gate then 16 up columns and gives 16: silu(gate + b) * (up + b).
 struct Epilogue {
     const float* bias;      // kPanel values, or null
@@ -65,6 +66,7 @@ struct Epilogue {
     Storage storage;                   // of y
     const float* row_scale = nullptr;  // of the first row, or null for 1
     ptrdiff_t row_scale_ld = 0;
+    const float* column_scale = nullptr;  // kPanel values, or null for 1
 };
 using EpilogueTile = void (*)(const Epilogue& e, const float* tile, int rows, int columns, float* y,
                               ptrdiff_t ldy);

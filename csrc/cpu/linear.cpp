@@ -65,7 +65,8 @@ void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const Lin
     Epilogue e{nullptr,  nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w.gated),
                y.storage};
     const bool plain = !tiles.codes && !bias && !o.residual.data && o.scale == 1.0f &&
-                       e.activation == TileActivation::none && y.storage == Storage::f32;
+                       !o.column_scale && e.activation == TileActivation::none &&
+                       y.storage == Storage::f32;
 
     place.pool.run(blocks * groups, [&](int item, int thread) {
         alignas(64) float tile[kMaxTileRows * kPanel];
@@ -81,6 +82,7 @@ void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const Lin
             const bool direct = plain && columns == kPanel;
             Epilogue here = e;
             if (bias) here.bias = bias + p * kPanel;
+            if (o.column_scale) here.column_scale = o.column_scale + p * kPanel;
             for (int t = 0; t < row_tiles; ++t) {
                 const int r = part_start(rows, row_tiles, t);
                 const int height = part_start(rows, row_tiles, t + 1) - r;

@@ -16,6 +16,25 @@ const float* load_vector(const TensorSource& source, Backend& ops, const std::st
     return values;
 }
 
+namespace {
+
+// What the inputs of a weight of codes are multiplied by before they are rounded, or null.
+const float* load_input_scale(const TensorSource& source, Backend& ops, const std::string& weight,
+                              int size) {
+    const std::string name = weight + ".input_scale";
+    if (!source.has(name)) return nullptr;
+    const TensorEntry& entry = source.expect(name, {size});
+    float* values = ops.make_weights(name, (static_cast<size_t>(size) + 31) / 32 * 32);
+    if (ops.weights_filled()) return values;
+    source.read_f32(entry, 0, size, values);
+    for (int i = 0; i < size; ++i)
+        if (!std::isfinite(values[i]))
+            fail(ErrorKind::checkpoint, "tensor %s holds %g", name.c_str(), double{values[i]});
+    return values;
+}
+
+}  // namespace
+
 Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
     : config_(c), ops_(ops) {
     const int width = c.vision_width, patches = c.max_patches();
@@ -39,6 +58,7 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
                                {c.vision_mlp}, false);
         l.down = ops.load_linear(source, {at + "mlp.down.weight"}, {at + "mlp.down.bias"},
                                  c.vision_mlp, {width}, false);
+        l.down_scale = load_input_scale(source, ops, at + "mlp.down.weight", c.vision_mlp);
         layers_.push_back(l);
     }
     norm_weight_ = load_vector(source, ops, "vision.norm.weight", width);
@@ -121,6 +141,7 @@ void Vision::encode(const float* pixels, int height, int width, Mat tokens, Trac
         ops_.attention(qkv.columns(0, w), kv_, shape, attended);
         ops_.linear(attended, l.out, x, add);
         ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, for_up);
+        gelu.column_scale = l.down_scale;
         ops_.linear(for_up, l.up, hidden, gelu);
         ops_.linear(hidden, l.down, x, add);
         if (trace) trace->put("mid.vision_layer" + std::to_string(i) + suffix, x);

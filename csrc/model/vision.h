@@ -28,6 +28,7 @@ private:
     struct Layer {
         const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
         const Linear *qkv, *out, *up, *down;
+        const float* down_scale;  // of down's inputs, [vision_mlp] in whole panels, or null
     };
     Mat positions(const ImageGrid& grid);
 

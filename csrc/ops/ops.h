@@ -50,7 +50,8 @@ struct LinearOptions {
     const float* bias = nullptr;  // [out]; overrides the weight's own
     Activation activation = Activation::none;
     Mat residual = {};   // [rows, out], may be the output itself
-    float scale = 1.0f;  // y = activation(x W^T + bias) * scale + residual
+    float scale = 1.0f;  // y = activation(x W^T + bias) * scale * column_scale + residual
+    const float* column_scale = nullptr;  // [out] in whole panels, or null for 1; of none gated
 };
 
 // Row i of q attends to the first lengths[i] keys. Every mask of SmolVLA has this form: vision

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from smolvla_edge.bundle import Bundle
 from smolvla_edge.bundle_writer import Contents, put_bundle
-from smolvla_edge.codes import SCALE, CodeFormat
+from smolvla_edge.codes import INPUT_SCALE, SCALE, CodeFormat
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.compress.recipe import Recipe
 from smolvla_edge.compress.solve import Progress, Solution, calibrated, rounded
@@ -47,7 +47,7 @@ def quantize(
         solution = calibrated(
             source, formats, observations, seed=seed, threads=threads, progress=progress
         )
-    return write_codes(source, dest, recipe.name, formats, solution, force=force, command=command)
+    return write_codes(source, dest, recipe.name, solution, force=force, command=command)
 
 
 def refuse_codes(source: Source) -> None:
@@ -63,13 +63,13 @@ def write_codes(
     source: Source,
     dest: str | os.PathLike[str],
     recipe: str,
-    formats: Mapping[str, CodeFormat],
     solution: Solution,
     *,
     force: bool = False,
     command: str | None = None,
 ) -> Bundle:
     """The bundle of a solution. Raises BundleError for the target."""
+    formats = solution.formats()
     contents = Contents(
         model=source.model,
         contract=source.contract,
@@ -114,10 +114,11 @@ class _Chunks:
         self._source, self._solution = source, solution
 
     def __call__(self, layout: TensorLayout) -> Iterator[bytes]:
-        weight = layout.name.removesuffix(SCALE)
+        weight = layout.name.removesuffix(INPUT_SCALE).removesuffix(SCALE)
         if weight in self._solution.codes:
-            codes, scales = self._solution.codes[weight].stored()
-            yield (scales if layout.name.endswith(SCALE) else codes).tobytes()
+            form = self._solution.formats()[weight]
+            names = [x.name for x in form.layouts(weight, self._source.tensors[weight].shape)]
+            yield self._solution.stored(weight)[names.index(layout.name)].tobytes()
             return
         if layout.name in self._solution.changed:
             yield self._solution.changed[layout.name].astype("<f4").tobytes()

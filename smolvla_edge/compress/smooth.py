@@ -4,8 +4,8 @@ SmoothQuant (Xiao et al. 2022, https://arxiv.org/abs/2211.10438): input c of a l
 s_c and column c of its weights multiplied by it, with s_c = max|x_c|^a / max|w_c|^(1 - a). A row of
 inputs has one scale, so one channel of 50 times the others' size leaves them a few codes; smoothing
 shares the trouble between rows and weights. The division costs nothing: it goes into the norm or
-the matrix that makes the input. Where none does (vision's down projection reads a GELU), a layer is
-not smoothed.
+the matrix that makes the input. Where none does (vision's down projection reads a GELU), the
+factors are stored with the layer and multiplied in the epilogue that makes the GELU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Arrays = dict[str, NDArray[np.float32]]
 @dataclass(frozen=True)
 class Spot:
     """A place to smooth: `readers` [*, in] share one input, which `makers` make: vectors [in], or
-    matrices and biases of which row c makes input c."""
+    matrices and biases of which row c makes input c. Without makers the one reader keeps the
+    factors as its input scale."""
 
     readers: tuple[str, ...]
     makers: tuple[str, ...]
@@ -43,6 +44,7 @@ def spots(model: ModelConfig) -> Iterator[Spot]:
         yield _spot(at, ("attn.q.weight", "attn.k.weight", "attn.v.weight"), norm)
         yield _spot(at, ("attn.o.weight",), ("attn.v.weight", "attn.v.bias"))
         yield _spot(at, ("mlp.up.weight",), ("norm2.weight", "norm2.bias"))
+        yield _spot(at, ("mlp.down.weight",), ())
     for part, layers in (("text", model.text_layers), ("expert", model.expert_layers)):
         cross = model.cross_expert_layers() if part == "expert" else ()
         for layer in range(layers):
@@ -91,7 +93,8 @@ def factors(
 
 
 def apply(spot: Spot, s: NDArray[np.float32], tensors: Mapping[str, NDArray[np.float32]]) -> Arrays:
-    """The tensors of a spot after smoothing by s [in]; the layers' outputs stay the same."""
+    """The tensors of a spot after smoothing by s [in]; the layers' outputs stay the same if its
+    inputs are divided by s, by its makers or by an input scale."""
     changed: Arrays = {name: tensors[name] * s for name in spot.readers}
     for name in spot.makers:
         value = changed.get(name, tensors[name])  # vision's v is a reader of norm1 and a maker

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import CodeFormat, Codes, is_table, round_to_nearest
+from smolvla_edge.codes import CodeFormat, Codes, is_table, may_scale_inputs, round_to_nearest
 from smolvla_edge.compress import smooth
 from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs, smoothed
 from smolvla_edge.compress.gptq import gptq
@@ -24,11 +24,25 @@ Progress = Callable[[str, int, int], None]  # what is done, how many of how many
 @dataclass(frozen=True)
 class Solution:
     """codes: by canonical name of the weight. changed: other tensors that smoothing folds its
-    factors into, float32. notes: what was done, for the bundle's provenance."""
+    factors into, float32. input_scales: of weights whose factors nothing takes, float32 [in].
+    notes: what was done, for the bundle's provenance."""
 
     codes: Mapping[str, Codes]
     changed: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     notes: Mapping[str, object] = field(default_factory=dict)
+    input_scales: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def formats(self) -> dict[str, CodeFormat]:
+        """How each weight is stored."""
+        return {
+            name: replace(codes.format, input_scale=name in self.input_scales)
+            for name, codes in self.codes.items()
+        }
+
+    def stored(self, name: str) -> tuple[NDArray[np.generic], ...]:
+        """The tensors of a weight, as its format's `layouts` lists them."""
+        factors = self.input_scales.get(name)
+        return self.codes[name].stored() + (() if factors is None else (factors,))
 
 
 def rounded(
@@ -89,7 +103,7 @@ def fitted(
     """The codes for inputs that `gather` found; `gathered` stays as it is."""
     inputs = dict(gathered)
     tensors: dict[str, NDArray[np.float32]] = {name: weight_of(source, name) for name in formats}
-    changed, smoothings = _smooth(source, formats, inputs, tensors)
+    changed, factors = _smooth(source, formats, inputs, tensors)
     codes = {}
     for number, (name, form) in enumerate(formats.items()):
         _say(progress, "fitting", number, len(formats))
@@ -99,8 +113,9 @@ def fitted(
         else:
             codes[name] = _named(name, round_to_nearest, tensors[name], form)
     _say(progress, "fitting", len(formats), len(formats))
-    found = {"solver": "smooth+gptq", "smoothed": smoothings, **notes}
-    return Solution(codes, changed, found)
+    found = {"solver": "smooth+gptq", "smoothed": list(factors), **notes}
+    own = {n: np.float32(1) / s for n, s in factors.items() if may_scale_inputs(n)}
+    return Solution(codes, changed, found, own)
 
 
 def _smooth(
@@ -108,11 +123,11 @@ def _smooth(
     formats: Mapping[str, CodeFormat],
     inputs: dict[str, LayerInputs],
     tensors: dict[str, NDArray[np.float32]],
-) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, NDArray[np.float32]]]:
     """Smooth each place whose readers are codes, in `tensors` and `inputs`; -> the other
-    tensors that changed, and the first reader of each smoothed place."""
+    tensors that changed, and the factors of each smoothed place by its first reader."""
     changed: dict[str, NDArray[np.float32]] = {}
-    done = []
+    done: dict[str, NDArray[np.float32]] = {}
     for spot in smooth.spots(source.model):
         if any(name not in formats for name in spot.readers):
             continue
@@ -133,7 +148,7 @@ def _smooth(
                 changed[name] = value
         for name in spot.readers:
             inputs[name] = smoothed(inputs[name], s)
-        done.append(spot.readers[0])
+        done[spot.readers[0]] = s
     return changed, done
 
 

@@ -58,7 +58,7 @@ def quantize_within(
     def error_of(formats: Formats) -> float:
         solution = fitted(source, formats, inputs, notes, progress)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".quantize-") as folder:
-            tried = write_codes(source, Path(folder) / "bundle", recipe.name, formats, solution)
+            tried = write_codes(source, Path(folder) / "bundle", recipe.name, solution)
             subject = Subject(open_source(tried.path), threads=threads)
             got = subject.chunks(
                 held_out, seed, lambda done, total: progress("measuring", done, total)
@@ -76,6 +76,4 @@ def quantize_within(
         "rms_of_range": [attempt.rms_of_range for attempt in attempts],
     }
     solution = fitted(source, found.formats, inputs, notes, progress)
-    return write_codes(
-        source, target, recipe.name, found.formats, solution, force=force, command=command
-    )
+    return write_codes(source, target, recipe.name, solution, force=force, command=command)

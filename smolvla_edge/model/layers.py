@@ -24,12 +24,16 @@ class Linear(nn.Linear):
     """y = x W^T + b, computed in the weight's dtype whatever the input's.
 
     `rounds_rows`: the weight stands for integer codes, and each row of x is rounded to int8 as the
-    kernels do it. The products are then those of the integers, up to float rounding.
+    kernels do it, after a multiplication by `input_scale` [in] if there is one. The products are
+    then those of the integers, up to float rounding.
     """
 
     rounds_rows = False
+    input_scale: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.device)
         if self.rounds_rows:
             x = round_rows(x)
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)

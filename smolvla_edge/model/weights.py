@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from smolvla_edge.codes import is_table, read_codes
+from smolvla_edge.codes import INPUT_SCALE, is_table, read_codes
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.model.smolvla import SmolVLA
@@ -47,7 +47,10 @@ def load_model(
             weight = read_codes(tensors, name, tuple(parameter.shape)).weight()
             state[name] = torch.from_numpy(weight).to(device=device, dtype=dtype)
             if not is_table(name):
-                model.get_submodule(name.removesuffix(".weight")).rounds_rows = True
+                layer = model.get_submodule(name.removesuffix(".weight"))
+                layer.rounds_rows = True
+                if name + INPUT_SCALE in tensors:
+                    layer.input_scale = as_tensor(tensors[name + INPUT_SCALE])
             continue
         if entry.dtype not in DTYPES or tuple(entry.shape) != tuple(parameter.shape):
             raise CheckpointError(

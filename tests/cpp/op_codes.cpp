@@ -17,13 +17,15 @@ struct Case {
     Activation activation = Activation::none;
     bool gated = false, bias = false, residual = false;
     float scale = 1.0f;
+    bool column_scale = false;
 
     std::string name() const {
         char text[160];
         std::snprintf(text, sizeof text,
-                      "codes %d x %d -> %d, group %d, storages %d and %d, activation %d%s%s%s",
+                      "codes %d x %d -> %d, group %d, storages %d and %d, activation %d%s%s%s%s",
                       rows, in, out, group, int(x), int(y), int(activation), gated ? ", gated" : "",
-                      bias ? ", bias" : "", residual ? ", residual" : "");
+                      bias ? ", bias" : "", residual ? ", residual" : "",
+                      column_scale ? ", column scales" : "");
         return text;
     }
     int parts() const { return gated ? 2 : 1; }
@@ -95,7 +97,7 @@ public:
 };
 
 std::vector<Bound> expected(const Case& c, const Mat& x, const CodeFile& w, const Mat& bias,
-                            const Mat& residual) {
+                            const Mat& residual, const Mat& columns) {
     std::vector<Bound> bounds(size_t(c.rows) * c.out, {NAN, 0});
     for (int r = 0; r < c.rows; ++r) {
         if (!sampled(r, c.rows)) continue;
@@ -133,6 +135,10 @@ std::vector<Bound> expected(const Case& c, const Mat& x, const CodeFile& w, cons
                 b.allowed += kEps * std::fabs(b.value);
             }
             b = {b.value * c.scale, (b.allowed + kEps * std::fabs(b.value)) * c.scale};
+            if (c.column_scale) {
+                const float factor = columns.value(0, column);
+                b = {b.value * factor, (b.allowed + kEps * std::fabs(b.value)) * std::fabs(factor)};
+            }
             if (c.residual) b.value += residual.value(r, column);
             bounds[size_t(r) * c.out + column] = b.stored(c.y);
         }
@@ -145,26 +151,56 @@ void check(Judge& judge, const Case& c) {
     const LooseMat x(c.rows, c.in, unsigned(c.rows + c.in), c.x);
     const LooseMat residual(c.rows, c.out, 3u);
     const LooseMat bias(1, (c.out + 31) / 32 * 32, 4u);
+    const LooseMat columns(1, (c.out + 31) / 32 * 32, 8u);
     const Compute compute = c.x == Storage::f32 ? Compute::float32 : Compute::bfloat16;
-    judge.run(c.name(), compute, expected(c, x.mat, w, bias.mat, residual.mat), [&](Backend& b) {
+    judge.run(c.name(), compute, expected(c, x.mat, w, bias.mat, residual.mat, columns.mat),
+              [&](Backend& b) {
+                  const TensorSource source(w.entries);
+                  b.make_mat(c.rows, c.in);  // tells how many rows there will be
+                  const Linear* linear = b.load_linear(source, w.names, {}, c.in, w.outs, c.gated);
+                  LooseMat y(c.rows, c.out, c.y);
+                  LinearOptions o;
+                  o.bias = c.bias ? bias.mat.data : nullptr;
+                  o.activation = c.activation;
+                  if (c.residual) o.residual = residual.mat;
+                  o.scale = c.scale;
+                  if (c.column_scale) o.column_scale = columns.mat.data;
+                  b.linear(x.mat, linear, y.mat, o);
+                  judge.require(y.margins_untouched(), c.name() + ": writes beside its result");
+                  return y.values();
+              });
+}
+
+// A norm that writes integers for its reader: the bits of a norm to floats, rounded afterwards.
+void check_norm(Judge& judge, int rows, int width) {
+    const Case c{rows, width, 40};
+    const CodeFile w(c);
+    const LooseMat x(rows, width, 5u), weight(1, width, 6u);
+    const std::string name =
+        "norm to integers " + std::to_string(rows) + " x " + std::to_string(width);
+    const std::vector<Bound> unknown(size_t(rows) * c.out, {NAN, 0});
+    judge.run(name, Compute::bfloat16, unknown, [&](Backend& b) {
         const TensorSource source(w.entries);
-        b.make_mat(c.rows, c.in);  // tells how many rows there will be
-        const Linear* linear = b.load_linear(source, w.names, {}, c.in, w.outs, c.gated);
-        LooseMat y(c.rows, c.out, c.y);
-        LinearOptions o;
-        o.bias = c.bias ? bias.mat.data : nullptr;
-        o.activation = c.activation;
-        if (c.residual) o.residual = residual.mat;
-        o.scale = c.scale;
-        b.linear(x.mat, linear, y.mat, o);
-        judge.require(y.margins_untouched(), c.name() + ": writes beside its result");
-        return y.values();
+        const Mat floats = b.make_mat(rows, width), room = b.make_activation(rows, width);
+        const Linear* linear = b.load_linear(source, w.names, {}, width, w.outs, false);
+        const Mat integers = b.operand(room, linear);
+        judge.require(integers.storage == Storage::i8 && integers.data == room.data,
+                      name + ": not the activation's memory as integers");
+        LooseMat once(rows, c.out, Storage::f32), twice(rows, c.out, Storage::f32);
+        b.rms_norm(x.mat, weight.mat.data, 1e-5f, integers);
+        b.linear(integers, linear, once.mat, {});
+        b.rms_norm(x.mat, weight.mat.data, 1e-5f, floats);
+        b.linear(floats, linear, twice.mat, {});
+        judge.require(once.values() == twice.values(), name + ": not what two passes give");
+        return once.values();
     });
 }
 
 }  // namespace
 
 void check_codes(Judge& judge) {
+    for (int rows : {1, 7, 50})
+        for (int width : {31, 257, 720}) check_norm(judge, rows, width);
     for (int rows : kRows) {
         if (judge.few && rows != 7) continue;
         for (int group : {0, 32, 64, 128}) {
@@ -189,7 +225,9 @@ void check_codes(Judge& judge) {
                     c.bias = c.residual = true;
                     c.scale = 0.5f;
                     check(judge, c);
-                    c.bias = c.residual = false;
+                    c.column_scale = true;
+                    check(judge, c);
+                    c.bias = c.residual = c.column_scale = false;
                     c.gated = a == Activation::none;
                     if (c.gated) check(judge, c);
                 }

@@ -18,14 +18,15 @@ struct Case {
     Activation activation = Activation::none;
     bool gated = false, bias = false, residual = false;
     float scale = 1.0f;
+    bool column_scale = false;
 
     std::string name() const {
         char text[160];
         std::snprintf(text, sizeof text,
-                      "linear %d x %d -> %d, %s weights, storages %d and %d, activation %d%s%s%s",
+                      "linear %d x %d -> %d, %s weights, storages %d and %d, activation %d%s%s%s%s",
                       rows, in, out, bf16_weights ? "bfloat16" : "float32", int(x), int(y),
                       int(activation), gated ? ", gated" : "", bias ? ", bias" : "",
-                      residual ? ", residual" : "");
+                      residual ? ", residual" : "", column_scale ? ", column scales" : "");
         return text;
     }
 };
@@ -64,7 +65,7 @@ public:
 };
 
 std::vector<Bound> expected(const Case& c, const Mat& x, const WeightFile& w, const Mat& bias,
-                            const Mat& residual) {
+                            const Mat& residual, const Mat& columns) {
     const bool rounds = c.bf16_weights && c.compute == Compute::bfloat16;
     std::vector<Bound> bounds(size_t(c.rows) * c.out, {NAN, 0});
     for (int r = 0; r < c.rows; ++r) {
@@ -93,6 +94,10 @@ std::vector<Bound> expected(const Case& c, const Mat& x, const WeightFile& w, co
                 b.allowed += kEps * std::fabs(b.value);
             }
             b = {b.value * c.scale, (b.allowed + kEps * std::fabs(b.value)) * c.scale};
+            if (c.column_scale) {
+                const float factor = columns.value(0, column);
+                b = {b.value * factor, (b.allowed + kEps * std::fabs(b.value)) * std::fabs(factor)};
+            }
             if (c.residual) b.value += residual.value(r, column);
             bounds[size_t(r) * c.out + column] = b.stored(c.y);
         }
@@ -106,19 +111,22 @@ void check(Judge& judge, const Case& c) {
     const LooseMat residual(c.rows, c.out, 3u);
     // The kernels read biases in whole panels; gated ones have their own, packed, in the weight.
     const LooseMat bias(1, (c.out + 31) / 32 * 32, 4u);
-    judge.run(c.name(), c.compute, expected(c, x.mat, w, bias.mat, residual.mat), [&](Backend& b) {
-        const TensorSource source(w.entries);
-        const Linear* linear = b.load_linear(source, w.names, {}, c.in, w.outs, c.gated);
-        LooseMat y(c.rows, c.out, c.y);
-        LinearOptions o;
-        o.bias = c.bias ? bias.mat.data : nullptr;
-        o.activation = c.activation;
-        if (c.residual) o.residual = residual.mat;
-        o.scale = c.scale;
-        b.linear(x.mat, linear, y.mat, o);
-        judge.require(y.margins_untouched(), c.name() + ": writes beside its result");
-        return y.values();
-    });
+    const LooseMat columns(1, (c.out + 31) / 32 * 32, 8u);
+    judge.run(c.name(), c.compute, expected(c, x.mat, w, bias.mat, residual.mat, columns.mat),
+              [&](Backend& b) {
+                  const TensorSource source(w.entries);
+                  const Linear* linear = b.load_linear(source, w.names, {}, c.in, w.outs, c.gated);
+                  LooseMat y(c.rows, c.out, c.y);
+                  LinearOptions o;
+                  o.bias = c.bias ? bias.mat.data : nullptr;
+                  o.activation = c.activation;
+                  if (c.residual) o.residual = residual.mat;
+                  o.scale = c.scale;
+                  if (c.column_scale) o.column_scale = columns.mat.data;
+                  b.linear(x.mat, linear, y.mat, o);
+                  judge.require(y.margins_untouched(), c.name() + ": writes beside its result");
+                  return y.values();
+              });
 }
 
 // Every dtype, compute and storage at one size.
@@ -156,7 +164,9 @@ void check_linear(Judge& judge) {
                 c.bias = c.residual = true;
                 c.scale = 0.5f;
                 check(judge, c);
-                c.bias = c.residual = false;
+                c.column_scale = true;
+                check(judge, c);
+                c.bias = c.residual = c.column_scale = false;
                 c.gated = a == Activation::none;
                 if (c.gated) check(judge, c);
             }

@@ -84,9 +84,13 @@ class TestFormats:
     def test_which_weights_may_be_codes(self):
         for name in ("vision.layers.0.mlp.up.weight", "expert.layers.15.attn.o.weight"):
             assert may_be_codes(name, (8, 8))
-        for name in ("vision.patch.weight", "action_in.weight", "text.embed.weight",
-                     "text.layers.0.norm1.weight"):  # fmt: skip
+        for name in ("vision.patch.weight", "action_in.weight", "text.layers.0.norm1.weight"):
             assert not may_be_codes(name, (8, 8))
+        assert may_be_codes("text.embed.weight", (8, 8), CodeFormat(8))
+        assert not may_be_codes("text.embed.weight", (8, 8), CodeFormat(4, 32))
+        scaled = CodeFormat(8, input_scale=True)
+        assert may_be_codes("vision.layers.0.mlp.down.weight", (8, 8), scaled)
+        assert not may_be_codes("text.layers.0.mlp.down.weight", (8, 8), scaled)
 
     def test_what_is_computed_together(self):
         assert stacked_with("text.layers.1.attn.q.weight", (1,)) == "text.layers.1.attn.qkv"

@@ -15,12 +15,13 @@ from policy_helpers import IMAGES, STATE, TASK, tiny_checkpoint
 from smolvla_edge.backends import open_backend
 from smolvla_edge.bundle import read_bundle
 from smolvla_edge.bundle_format import digest_of
-from smolvla_edge.codes import SCALE, CodeFormat, read_codes
+from smolvla_edge.codes import INPUT_SCALE, SCALE, CodeFormat, read_codes, round_to_nearest
 from smolvla_edge.compress import smooth
 from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs
 from smolvla_edge.compress.observations import LIST_FILE, find_observations
-from smolvla_edge.compress.quantize import quantize
+from smolvla_edge.compress.quantize import quantize, write_codes
 from smolvla_edge.compress.recipe import RECIPES, Recipe, Rule
+from smolvla_edge.compress.solve import Solution, weight_of
 from smolvla_edge.errors import BackendError, BundleError, CheckpointError, QuantizationError
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
@@ -363,6 +364,8 @@ class TestSmoothing:
         for spot in smooth.spots(source.model):
             if any(name not in tensors for name in (*spot.readers, *spot.makers)):
                 continue  # the last language layer has only keys and values
+            if not spot.makers:
+                continue  # an input scale, of codes only
             width = tensors[spot.readers[0]].shape[1]
             s = np.exp(random.uniform(-1, 1, width)).astype(np.float32)
             tensors.update(smooth.apply(spot, s, tensors))
@@ -376,6 +379,50 @@ class TestSmoothing:
         backend.model.load_state_dict({n: torch.from_numpy(v) for n, v in tensors.items()})
         got = policy.predict(IMAGES, STATE, TASK, seed=3).normalized
         assert np.abs(got - want).max() < 1e-4 * np.ptp(want)
+
+    @pytest.mark.parametrize("backend", ["native", "torch"])
+    def test_inputs_are_scaled_where_nothing_makes_them(self, checkpoint, tmp_path, backend):
+        """Powers of two: dividing the weights and multiplying the inputs changes no bit but those
+        of the rows' codes, which such factors move by less than a code of rounding."""
+        if backend == "torch":
+            pytest.importorskip("torch")
+        source = open_source(checkpoint)
+        name = "vision.layers.0.mlp.down.weight"
+        weight = weight_of(source, name)
+        random = np.random.default_rng(0)
+        scale = np.exp2(random.integers(-1, 2, weight.shape[1])).astype(np.float32)
+
+        def chunk(input_scale):
+            form = CodeFormat(8)
+            codes = round_to_nearest(weight / (1 if input_scale is None else input_scale), form)
+            own = {} if input_scale is None else {name: input_scale}
+            solution = Solution({name: codes}, input_scales=own)
+            path = tmp_path / f"b{len(own)}"
+            bundle = write_codes(source, path, "mine", solution)
+            assert (name + INPUT_SCALE in bundle.tensors) == bool(own)
+            opened = open_source(path)
+            engine = open_backend(
+                opened.model, opened.tensors, opened.contract, backend=backend, device="cpu"
+            )
+            policy = Policy(opened, engine, Plan.exact(opened.model.num_steps))
+            return policy.predict(IMAGES, STATE, TASK, seed=3).normalized
+
+        exact = load(checkpoint).predict(IMAGES, STATE, TASK, seed=3).normalized
+        plain, scaled = chunk(None), chunk(scale)
+        assert not np.array_equal(plain, scaled)
+        for found in (plain, scaled):
+            assert np.abs(found - exact).max() < 0.02 * np.ptp(exact)
+
+    def test_an_input_scale_of_another_layer_is_refused(self, bundles, tmp_path):
+        def somewhere_else(data):
+            data["codes"]["text.layers.0.mlp.down.weight"]["input_scale"] = True
+
+        def no_truth(data):
+            data["codes"]["vision.layers.0.mlp.down.weight"]["input_scale"] = 1
+
+        for change in (somewhere_else, no_truth):
+            with pytest.raises(BundleError):
+                read_bundle(TestRefusals.damaged(self, bundles, tmp_path / change.__name__, change))
 
     def test_an_outlier_is_shared(self):
         random = np.random.default_rng(1)

@@ -95,6 +95,7 @@ inline void epilogue(const Epilogue& e, const float* tile, int rows, int columns
                     break;
             }
             v = v * scale;
+            if (e.column_scale) v = v * F32x16::load(e.column_scale + c);
             if (e.residual) v = F32x16::load_first(e.residual + r * e.residual_ld + c, width) + v;
             put(v, y + r * ldy, c, width, e.storage);
         }
