@@ -81,7 +81,7 @@ gl:
 	@echo 'installing smolvla-edge into .venv-test (compiles the C++ core) ...'
 	.venv-test/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" .venv-test/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt '.[torch,viz,data,sim,ray,test]'
+		--constraint constraints.txt '.[torch,viz,data,sim,ray,quant,test]'
 	@touch $@
 
 # Not `python -m pytest`, which would put this directory, without the compiled core, first.

@@ -27,6 +27,7 @@ from smolvla_edge.config import (
 )
 from smolvla_edge.contract import Contract, build_contract
 from smolvla_edge.errors import CheckpointError
+from smolvla_edge.four_bit import is_state
 from smolvla_edge.names import (
     WEIGHT_DTYPES,
     canonical_name,
@@ -95,12 +96,17 @@ def read_checkpoint(
     TokenizerError (an explicit tokenizer that is not there). A checkpoint without tokenizer has
     `tokenizer_file` None: everything but turning a task into tokens works.
     """
-    folder, origin = _locate(path, revision)
+    folder, origin = locate_checkpoint(path, revision)
     _check_folder(folder)
     policy = read_policy_config(folder / _CONFIG_FILE)
     vlm, vlm_source = find_vlm_config(folder, policy.vlm_model_name)
     model = build_model_config(policy, vlm)
     files = open_weights(folder)
+    if any(is_state(name) for file in files for name in file.entries):
+        raise CheckpointError(
+            f"{folder} holds weights in bitsandbytes' 4-bit format: convert it first, "
+            "smolvla-edge convert decodes them exactly"
+        )
     tensors = account_tensors((entry for file in files for entry in file.entries.values()), model)
     contract = build_contract(
         policy,
@@ -176,7 +182,9 @@ _MERGE = (
 )
 
 
-def _locate(path: str | os.PathLike[str], revision: str | None) -> tuple[Path, dict[str, Any]]:
+def locate_checkpoint(
+    path: str | os.PathLike[str], revision: str | None
+) -> tuple[Path, dict[str, Any]]:
     """The local folder of a checkpoint and where it came from, for the provenance."""
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,8 +60,9 @@ def convert(
 
     A bundle is everything a robot needs to run one policy, in one directory, offline. Every tensor
     is accounted for, statistics and tokenizer are found or asked for, what never reaches an action
-    is left out, and every file gets a checksum. The bundle appears under its name when it is
-    complete; memory stays small whatever the model's size.
+    is left out, weights in bitsandbytes' 4-bit format are decoded, and every file gets a checksum.
+    The bundle appears under its name when it is complete; memory stays small whatever the model's
+    size.
 
     Tensors keep their dtype and are computed in float32, which equals LeRobot's float32 run. With
     --dtype bfloat16 the bundle computes in bfloat16 with float32 sums, as LeRobot runs a mixed
@@ -85,18 +89,22 @@ def convert(
     names = args.pairs(rename, "--rename")
     if not force and os.path.lexists(bundle):  # said before a download, not after it
         raise BundleError(f"{bundle} exists: choose another name, or pass --force to replace it")
-    with output.busy(f"reading {checkpoint}"):
-        source = read_checkpoint(
-            checkpoint,
-            rename=names or None,
-            tokenizer=tokenizer,
-            stats=stats,
-            allow_unnormalized=allow_unnormalized,
-            revision=revision,
-        )
     command = "smolvla-edge " + shlex.join(sys.argv[1:])
-    with output.progress(f"writing {bundle}") as report:
-        made = write_bundle(source, bundle, report, dtype=dtype.value, force=force, command=command)
+    with decoded(checkpoint, revision) as (folder, origin):
+        with output.busy(f"reading {checkpoint}"):
+            source = read_checkpoint(
+                folder,
+                rename=names or None,
+                tokenizer=tokenizer,
+                stats=stats,
+                allow_unnormalized=allow_unnormalized,
+                revision=None if origin else revision,
+            )
+        source.provenance.update(origin)
+        with output.progress(f"writing {bundle}") as report:
+            made = write_bundle(
+                source, bundle, report, dtype=dtype.value, force=force, command=command
+            )
     cache = _packed_cache(bundle) if packed_cache else None
     seconds = time.perf_counter() - started
     size = sum(record.nbytes for record in made.files.values())
@@ -133,6 +141,24 @@ def convert(
         )
     for feature in made.contract.unnormalized:
         output.warn(f"{feature} is NOT normalised, as --allow-unnormalized asked")
+
+
+@contextmanager
+def decoded(checkpoint: str, revision: str | None) -> Iterator[tuple[str | Path, dict[str, Any]]]:
+    """The checkpoint as it is, or a copy for a while whose 4-bit weights are decoded, with what
+    the provenance says of its origin then."""
+    from smolvla_edge.checkpoint import locate_checkpoint
+    from smolvla_edge.four_bit import decode_checkpoint, holds_four_bit
+
+    folder, origin = locate_checkpoint(checkpoint, revision)
+    if not holds_four_bit(folder):
+        yield checkpoint, {}
+        return
+    with tempfile.TemporaryDirectory(prefix="smolvla-edge-") as scratch:
+        copy = Path(scratch) / "checkpoint"
+        with output.busy("decoding 4-bit weights"):
+            found = decode_checkpoint(folder, copy)
+        yield copy, {**origin, "four_bit": found}
 
 
 def _packed_cache(bundle: Path) -> str:

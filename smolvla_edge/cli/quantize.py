@@ -32,7 +32,7 @@ def quantize(
             metavar="NAME|FILE",
             help="balanced: 8-bit vision and language, 4-bit expert. small: 4-bit vision "
             "and an 8-bit embedding table too. int8: 8 bits everywhere. Or a .toml file of "
-            "rules.",
+            "rules. nf4, fp4: a checkpoint in bitsandbytes' format (extra quant).",
         ),
     ] = "balanced",
     data: Annotated[
@@ -97,6 +97,7 @@ def quantize(
       smolvla-edge inspect my_small_bundle
       smolvla-edge verify my_small_bundle --against exact --frames my_recordings
     """
+    from smolvla_edge.compress.four_bit_writer import TYPES
     from smolvla_edge.compress.observations import find_observations
     from smolvla_edge.compress.quantize import quantize as make
     from smolvla_edge.compress.recipe import find_recipe
@@ -106,6 +107,9 @@ def quantize(
     started = time.perf_counter()
     if not force and os.path.lexists(bundle):  # said before the work, not after it
         raise BundleError(f"{bundle} exists: choose another name, or pass --force to replace it")
+    if recipe in TYPES:
+        _four_bit(source, bundle, recipe, args.pairs(rename, "--rename") or None, as_json)
+        return
     chosen = find_recipe(recipe)
     with output.busy(f"reading {source}"):
         opened = open_source(
@@ -167,6 +171,28 @@ def quantize(
     )  # fmt: skip
     if seen is not None and seen.kind == "synthetic":
         output.warn("fitted to synthetic noise: good for trying, not for a robot")
+
+
+def _four_bit(
+    source: str, dest: Path, kind: str, rename: dict[str, str] | None, as_json: bool
+) -> None:
+    from smolvla_edge.compress.four_bit_writer import write_four_bit
+    from smolvla_edge.source import open_source
+
+    opened = open_source(source, rename=rename)
+    with output.stages() as report:
+        made = write_four_bit(opened, dest, kind, progress=report)
+    if as_json:
+        output.emit_json({"checkpoint": str(dest), "type": kind, **made})
+        return
+    output.print_facts(
+        f"checkpoint {dest}",
+        [
+            ("in 4 bits", f"{made['weights']} matrices, {kind}, blocks of 64, double quantisation"),
+            ("size", output.megabytes(made["bytes"])),
+            ("next", f"smolvla-edge convert {shlex.quote(str(dest))} BUNDLE decodes it"),
+        ],
+    )
 
 
 def _attempted(attempt: Attempt) -> None:
