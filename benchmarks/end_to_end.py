@@ -2,6 +2,7 @@
 
     python -m benchmarks.end_to_end --cameras 1 2 3
     python -m benchmarks.end_to_end --cameras 1 2 --compile
+    python -m benchmarks.end_to_end --cameras 1 2 --recipe balanced small
     python -m benchmarks.end_to_end --config libero --cameras 2
 
 Each engine lives in a process of its own; one computes while the others block. The order within a
@@ -25,6 +26,7 @@ from benchmarks.conditions import collect, device_name, noise_report
 from benchmarks.engines import (
     CONFIGS,
     PRECISIONS,
+    RECIPES,
     REFERENCE,
     ROOT,
     Engine,
@@ -59,6 +61,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="a LeRobot folder instead")
     parser.add_argument("--frame-size", choices=tuple(FRAME_SIZES), default="640x480")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument(
+        "--recipe", nargs="*", choices=RECIPES, default=[], metavar="RECIPE",
+        help=f"also ours with integer weights: {', '.join(RECIPES)}",
+    )  # fmt: skip
     parser.add_argument("--no-rival", action="store_true", help="ours only")
     parser.add_argument(
         "--compile", nargs="*", choices=PRECISIONS, metavar="PRECISION",
@@ -163,7 +169,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     conditions = collect(ROOT, "benchmarks.end_to_end")
     checkpoint = options.checkpoint or default_checkpoint(options.config, max(*options.cameras, 3))
     model, about_weights = describe_checkpoint(checkpoint)
-    engines = choose_engines(options.precision, not options.no_rival, options.compile or [])
+    engines = choose_engines(
+        options.precision, not options.no_rival, options.compile or [], recipes=options.recipe
+    )
     workers = start_workers(engines, checkpoint, options.threads, options.backend)
     first_of_ours = workers[engines[0].name]
     results: list[dict[str, Any]] = []

@@ -1,8 +1,10 @@
 """The engines that an end-to-end run compares, and the checkpoints and bundles that they load.
 
 Like is compared with like: our float32 with LeRobot's float32, our bfloat16 with LeRobot's
-bfloat16, eager and compiled. What is synthetic is made on first use, by the product's own code,
-and kept in the user's cache.
+bfloat16, eager and compiled. Integer weights (a recipe of `smolvla-edge quantize`, rounded to
+nearest) have no like there: they are compared with the fastest that computes without them, and
+their actions' difference stands beside it. What is synthetic is made on first use, by the product's
+own code, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,15 @@ OURS = ROOT / "benchmarks" / "workers" / "ours.py"
 LEROBOT = ROOT / "benchmarks" / "rivals" / "lerobot"
 CONFIGS = ("base", "libero", "tiny")  # sizes of smolvla_edge.synthetic; base is its "full"
 PRECISIONS = ("float32", "bfloat16")
+RECIPES = ("int8", "balanced", "small")
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One side of a comparison: `kind` is "ours", "lerobot" or "compiled" (LeRobot, compiled)."""
+    """One side of a comparison: `kind` is "ours", "lerobot" or "compiled" (LeRobot, compiled).
+
+    `precision` is one of PRECISIONS or, of ours, of RECIPES.
+    """
 
     kind: str
     precision: str
@@ -45,10 +52,14 @@ REFERENCE = Engine("lerobot", "float32")
 
 
 def choose_engines(
-    precisions: list[str], rival: bool, compiled: list[str], ours: bool = True
+    precisions: list[str],
+    rival: bool,
+    compiled: list[str],
+    ours: bool = True,
+    recipes: Sequence[str] = (),
 ) -> list[Engine]:
     """Ours first, then the eager rivals, then the compiled ones."""
-    engines = [Engine("ours", p) for p in precisions] if ours else []
+    engines = [Engine("ours", p) for p in (*precisions, *recipes)] if ours else []
     if rival:
         engines += [Engine("lerobot", p) for p in precisions]
         engines += [Engine("compiled", p) for p in compiled]
@@ -56,7 +67,10 @@ def choose_engines(
 
 
 def rivals_of(engine: Engine, engines: list[Engine]) -> list[Engine]:
-    """The engines that ours is to be compared with: the same precision, eager and compiled."""
+    """The engines that ours is to be compared with: of its precision, eager and compiled; of
+    integer weights everything in bfloat16, our own too."""
+    if engine.precision in RECIPES:
+        return [e for e in engines if e.precision == "bfloat16"]
     return [e for e in engines if not e.is_ours and e.precision == engine.precision]
 
 
@@ -77,7 +91,8 @@ def default_checkpoint(config: str, cameras: int) -> Path:
 
 
 def bundle_of(checkpoint: Path, precision: str) -> Path:
-    """The bundle of a checkpoint in one precision: `smolvla-edge convert`, kept in the cache.
+    """The bundle of a checkpoint in one precision or recipe: `smolvla-edge convert` or `quantize`,
+    kept in the cache.
 
     A bundle that this build cannot read, or that is older than its checkpoint, is made again.
     """
@@ -94,25 +109,31 @@ def bundle_of(checkpoint: Path, precision: str) -> Path:
                 return bundle
         except SmolVLAEdgeError as error:
             log(f"making {bundle} again: {error}")
-    convert(checkpoint, bundle, precision)
+    if precision in RECIPES:
+        plain = bundle_of(checkpoint, "bfloat16")
+        _command("quantize", plain, bundle, "--recipe", precision)
+    else:
+        convert(checkpoint, bundle, precision)
     return bundle
 
 
 def convert(checkpoint: Path, bundle: Path, precision: str, *options: str) -> None:
     """`smolvla-edge convert`, in a process of its own. Raises WorkerError with its message."""
+    dtype = [] if precision == "float32" else ["--dtype", precision]
+    _command("convert", checkpoint, bundle, *options, *dtype)
+
+
+def _command(verb: str, source: Path, bundle: Path, *options: str) -> None:
     bundle.parent.mkdir(parents=True, exist_ok=True)
     program = "from smolvla_edge.cli import main; main()"
-    command = [sys.executable, "-c", program, "convert"]
-    command += [str(checkpoint.resolve()), str(bundle.resolve())]
+    command = [sys.executable, "-c", program, verb, str(source.resolve()), str(bundle.resolve())]
     command += ["--allow-unnormalized", "--force", *options]
-    if precision != "float32":
-        command += ["--dtype", precision]
-    log(f"converting to {bundle}")
+    log(f"{verb}: making {bundle}")
     # Not from the source tree: an installed package is not to be hidden by it.
     where = bundle.parent
     done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise WorkerError(f"smolvla-edge convert ({precision}): {done.stderr.strip()[-2000:]}")
+        raise WorkerError(f"smolvla-edge {verb}: {done.stderr.strip()[-2000:]}")
 
 
 def command_of(
@@ -122,7 +143,9 @@ def command_of(
     if engine.is_ours:
         path = bundle_of(checkpoint, engine.precision)
         command = [sys.executable, str(OURS), "--path", str(path)]
-        command += ["--precision", engine.precision, "--backend", backend]
+        # What is no integer is computed in bfloat16.
+        compute = "bfloat16" if engine.precision in RECIPES else engine.precision
+        command += ["--precision", compute, "--backend", backend]
         return [*command, "--threads", str(threads)], {}
     python = LEROBOT / ".venv" / "bin" / "python"
     if not python.is_file():

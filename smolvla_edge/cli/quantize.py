@@ -67,6 +67,7 @@ def quantize(
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
     stats: args.Stats = None,
+    allow_unnormalized: args.AllowUnnormalized = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle of that name.")] = False,
     as_json: args.AsJson = False,
 ) -> None:
@@ -117,6 +118,7 @@ def quantize(
             rename=args.pairs(rename, "--rename") or None,
             tokenizer=tokenizer,
             stats=stats,
+            allow_unnormalized=allow_unnormalized,
         )
     if max_error is not None and data is None:
         raise typer.BadParameter("--max-error needs --data")

@@ -121,8 +121,11 @@ def verify(
     Exit code 1 when something does not agree. Read next: docs/numerics.md
     """
     if against is not None:
-        verify_against(path, against, data, observations, seed, threads,
-                       args.pairs(rename, "--rename") or None, save, as_json)  # fmt: skip
+        names = args.pairs(rename, "--rename") or None
+        verify_against(
+            path, against, data, observations, seed, threads, save, as_json,
+            rename=names, allow_unnormalized=allow_unnormalized,
+        )  # fmt: skip
         return
     if data is not None or save:
         raise typer.BadParameter("--frames and --save go with --against")

@@ -24,9 +24,11 @@ def verify_against(
     count: int,
     seed: int,
     threads: int | None,
-    rename: Mapping[str, str] | None,
     save: bool,
     as_json: bool,
+    *,
+    rename: Mapping[str, str] | None = None,
+    allow_unnormalized: bool = False,
 ) -> None:
     from smolvla_edge.compress.evidence import measure
     from smolvla_edge.compress.observations import find_observations
@@ -39,13 +41,14 @@ def verify_against(
             "--against needs observations: --frames with a LeRobotDataset folder, a folder with "
             "observations.json, or the word synthetic"
         )
-    candidate = open_source(path)
+    candidate = open_source(path, allow_unnormalized=allow_unnormalized)
     bundle = candidate.bundle
     if save and bundle is None:
         raise InputError(f"--save writes beside a bundle, and {path} is a checkpoint")
     if save and count < LEAST:
         raise InputError(f"--save: expected {LEAST} observations or more, got {count}")
-    reference = open_source(_source_of(candidate) if against == EXACT else against)
+    against = _source_of(candidate) if against == EXACT else against
+    reference = open_source(against, allow_unnormalized=allow_unnormalized)
     seen = find_observations(candidate, data, count, rename=rename, seed=seed)
     with output.stages() as report:
         found = measure(candidate, reference, seen, seed=seed, threads=threads, progress=report)

@@ -14,6 +14,7 @@ from benchmarks.engines import Engine, choose_engines, rivals_of
 from benchmarks.micro import compare
 from benchmarks.micro.variants import TIMED_BY, forms, isas
 from smolvla_edge import _core
+from smolvla_edge.bundle import read_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 
 
@@ -29,6 +30,13 @@ def test_like_is_compared_with_like():
         "smolvla-edge bfloat16": ["lerobot bfloat16", "lerobot bfloat16 compiled"],
     }
     assert engines.REFERENCE in chosen
+    chosen = choose_engines(["bfloat16"], rival=True, compiled=[], recipes=["balanced"])
+    assert [e.name for e in chosen] == [
+        "smolvla-edge bfloat16", "smolvla-edge balanced", "lerobot bfloat16",
+    ]  # fmt: skip
+    assert [e.name for e in rivals_of(chosen[1], chosen)] == [
+        "smolvla-edge bfloat16", "lerobot bfloat16",
+    ]  # fmt: skip
     assert choose_engines(["float32"], rival=False, compiled=[]) == [Engine("ours", "float32")]
 
 
@@ -68,10 +76,13 @@ def test_a_bundle_is_made_once_and_again_when_its_checkpoint_is_newer(
     os.utime(pristine / "config.json", (later - 100, later - 100))
     engines.bundle_of(pristine, "float32")
     assert len(made) == 3
+    small = engines.bundle_of(pristine, "small")
+    assert read_bundle(small).provenance["quantized"]["recipe"] == "small"
+    assert made[-1] == "bfloat16"  # which it is made from
 
 
 def test_a_conversion_that_fails_is_told(tmp_path):
-    with pytest.raises(engines.WorkerError, match=r"convert \(float32\): .*nowhere"):
+    with pytest.raises(engines.WorkerError, match=r"smolvla-edge convert .*nowhere"):
         engines.convert(tmp_path / "nowhere", tmp_path / "bundle", "float32")
 
 
