@@ -82,7 +82,7 @@ def test_a_bundle_is_made_once_and_again_when_its_checkpoint_is_newer(
 
 
 def test_a_conversion_that_fails_is_told(tmp_path):
-    with pytest.raises(engines.WorkerError, match=r"smolvla-edge convert .*nowhere"):
+    with pytest.raises(engines.WorkerError, match=r"smolvla-edge convert: .*nowhere"):
         engines.convert(tmp_path / "nowhere", tmp_path / "bundle", "float32")
 
 
