@@ -172,7 +172,7 @@ test-wheel: wheel
 AARCH64_CPUS := cortex-a72 cortex-a76 max
 ISAS_cortex-a72 := neon,scalar
 ISAS_cortex-a76 := neon_dotprod,neon,scalar
-ISAS_max := neon_bf16,neon_dotprod,neon,scalar
+ISAS_max := neon_bf16,neon_i8mm,neon_dotprod,neon,scalar
 AARCH64_SCRIPTS := $(wildcard tools/aarch64/*)
 
 aarch64-tools:

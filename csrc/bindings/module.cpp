@@ -80,6 +80,7 @@ py::dict cpu_info() {
     d["avx512"] = f.avx512;
     d["avx512_bf16"] = f.avx512_bf16;
     d["avx512_vnni"] = f.avx512_vnni;
+    d["avx_vnni"] = f.avx_vnni;
     d["asimd"] = f.asimd;
     d["fp16"] = f.fp16;
     d["dotprod"] = f.dotprod;

@@ -28,12 +28,16 @@ Layout narrow_layout(Storage operands) {
     return operands == Storage::bf16 ? Layout::bf16_words : Layout::bf16_columns;
 }
 
+std::string order_name(CodeOrder order) {
+    return "o" + std::to_string(order.offset) + "r" + std::to_string(order.run);
+}
+
 // Everything that the bytes of a packed weight depend on, beside the weight.
 std::string layout_name(const Kernels& kernels, Storage operands) {
     return "panel" + std::to_string(kPanel) + ".chain" + std::to_string(kDepthBlock) +
            (narrow_layout(operands) == Layout::bf16_words ? ".words" : ".columns") + ".codes" +
-           std::to_string(kernels.dot8->offset) + ".align" + std::to_string(Arena::room_of(1)) +
-           ".le";
+           order_name(kernels.dot8->order) + order_name(kernels.dot4->order) + ".align" +
+           std::to_string(Arena::room_of(1)) + ".le";
 }
 
 class CpuBackend final : public Backend {
@@ -51,9 +55,9 @@ public:
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override {
-        linears_.push_back(std::make_unique<Linear>(
-            pack_linear(weights_, source, weights, biases, in, out, gated,
-                        {narrow_layout(operands_), kernels_.dot8->offset}, pool_)));
+        linears_.push_back(std::make_unique<Linear>(pack_linear(
+            weights_, source, weights, biases, in, out, gated,
+            {narrow_layout(operands_), kernels_.dot8->order, kernels_.dot4->order}, pool_)));
         const Linear& w = *linears_.back();
         if (w.codes()) {
             reserve_rows(in, 0);

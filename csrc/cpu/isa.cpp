@@ -7,6 +7,8 @@
 
 #if defined(__aarch64__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 namespace smolvla::cpu {
@@ -35,11 +37,15 @@ const IsaRow kRows[] = {
      &avx512_vnni::kernels},
     {"avx512", "avx512f+bw+vl+dq, fma", [](const CpuFeatures& f) { return f.avx512 && f.fma; },
      &avx512::kernels},
+    {"avx_vnni", "avx2, fma, avx_vnni",
+     [](const CpuFeatures& f) { return f.avx2 && f.fma && f.avx_vnni; }, &avx_vnni::kernels},
     {"avx2", "avx2, fma", [](const CpuFeatures& f) { return f.avx2 && f.fma; }, &avx2::kernels},
     {"scalar", "fma", [](const CpuFeatures& f) { return f.fma; }, &scalar_fma::kernels},
 #elif defined(__aarch64__)
     {"neon_bf16", "asimd, bf16", [](const CpuFeatures& f) { return f.asimd && f.bf16; },
      &neon_bf16::kernels},
+    {"neon_i8mm", "asimd, i8mm", [](const CpuFeatures& f) { return f.asimd && f.i8mm; },
+     &neon_i8mm::kernels},
     {"neon_dotprod", "asimd, dotprod", [](const CpuFeatures& f) { return f.asimd && f.dotprod; },
      &neon_dotprod::kernels},
     {"neon", "asimd", [](const CpuFeatures& f) { return f.asimd; }, &neon::kernels},
@@ -117,6 +123,8 @@ CpuFeatures detect_features() {
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     f.avx512_bf16 = __builtin_cpu_supports("avx512bf16");
     f.avx512_vnni = __builtin_cpu_supports("avx512vnni");
+    unsigned a, b, c, d;  // clang 14's __builtin_cpu_supports does not know this one
+    f.avx_vnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 #elif defined(__aarch64__)
     // Bits of the kernel's ABI (asm/hwcap.h), which older headers do not all name.
     const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);

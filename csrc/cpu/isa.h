@@ -18,6 +18,9 @@ extern const Kernels kernels;
 namespace avx2 {
 extern const Kernels kernels;
 }
+namespace avx_vnni {
+extern const Kernels kernels;
+}
 namespace avx512 {
 extern const Kernels kernels;
 }
@@ -34,13 +37,17 @@ extern const Kernels kernels;
 namespace neon_dotprod {
 extern const Kernels kernels;
 }
+namespace neon_i8mm {
+extern const Kernels kernels;
+}
 namespace neon_bf16 {
 extern const Kernels kernels;
 }
 #endif
 
 struct CpuFeatures {
-    bool fma = false, avx2 = false, avx512 = false, avx512_bf16 = false, avx512_vnni = false;
+    bool fma = false, avx2 = false, avx512 = false, avx512_bf16 = false, avx512_vnni = false,
+         avx_vnni = false;
     bool asimd = false, fp16 = false, dotprod = false, bf16 = false, i8mm = false, sve = false;
 };
 CpuFeatures detect_features();

@@ -29,7 +29,7 @@ struct GemmKernels {
 
 // A panel of weights of integer codes, and what a code of each column and group stands for.
 struct CodePanel {
-    const void* codes;    // a row of kPanel columns for every word of four k (cpu/pack.h)
+    const void* codes;    // every k of kPanel columns, in the kernels' CodeOrder
     const float* scales;  // [groups][kPanel]
     int words;            // code_words of the depth
     int group_words;      // of a group of k under one scale; a whole number of blocks
@@ -40,9 +40,15 @@ struct CodePanel {
 using DotTile = void (*)(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out,
                          ptrdiff_t ldo, const void* next);
 
+// How an ISA wants the codes of a panel, see cpu/pack_codes.h.
+struct CodeOrder {
+    int offset;  // what packing adds to an int8 code, for an ISA that multiplies unsigned bytes
+    int run;     // how many k of a column lie side by side: 4, or 8
+};
+
 struct DotKernels {
     int max_rows;
-    int offset;  // of dot8: what packing adds to a code, for an ISA that multiplies unsigned bytes
+    CodeOrder order;
     DotTile tile[kMaxTileRows + 1];
 };
 

@@ -119,7 +119,8 @@ Linear pack_linear(WeightStore& store, const TensorSource& source,
         float* scales =
             store.floats(size_t(w.panels) * w.groups() * kPanel, joined(weights) + ".scale");
         w.scales = scales;
-        if (!store.filled()) fill_codes(w, scales, source, weights, out, options.code_offset, pool);
+        const CodeOrder order = layout == Layout::codes8 ? options.order8 : options.order4;
+        if (!store.filled()) fill_codes(w, scales, source, weights, out, order, pool);
     } else if (!store.filled()) {
         fill(w, source, weights, out, pool);
     }

@@ -11,8 +11,8 @@
 //     k=0: w[0][0]  ... w[31][0]   w[32][0] ... w[63][0]
 //     k=1: w[0][1]  ... w[31][1]   ...
 //
-// Codes (integers that a scale makes weights): panels of 32 outputs too, a word of four k a column,
-// as cpu/simd/dot_scalar.h says; behind the panels' codes the scales, [groups of k][32] a panel.
+// Codes (integers that a scale makes weights): panels of 32 outputs too, as cpu/pack_codes.h says;
+// behind the panels' codes the scales, [groups of k][32] a panel.
 //
 // Keys: per kv head, panels of 32 positions [head_dim][32] (a weight whose "outputs" are
 // positions). Values: per kv head, panels of 32 head dims [capacity][32] (a weight whose depth is
@@ -87,7 +87,7 @@ namespace cpu {
 // How this backend wants what a checkpoint leaves open.
 struct PackOptions {
     Layout bf16_layout;
-    int code_offset;  // DotKernels::offset of dot8
+    CodeOrder order8, order4;  // of the kernels that take int8 and int4 codes
 };
 
 // Into the next blocks of `store`; only the blocks when they are filled already.

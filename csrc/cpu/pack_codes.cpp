@@ -43,26 +43,27 @@ Codes codes_of(const TensorSource& source, const std::string& name, int in, int 
     return {Layout::codes4, words};
 }
 
-void put8(char* panel, int at, int count, int in, const uint8_t* rows, int offset,
+void put8(char* panel, int at, int count, int in, const uint8_t* rows, CodeOrder order,
           const std::string& name) {
+    const int run = order.run;
     for (int i = 0; i < count; ++i)
         for (int k = 0; k < in; ++k) {
             const int code = static_cast<int8_t>(rows[size_t(i) * in + k]);
             if (code < -127)
                 fail(ErrorKind::checkpoint, "tensor %s: expected codes in [-127, 127], got %d",
                      name.c_str(), code);
-            panel[size_t(k / 4) * kPanel * 4 + 4 * (at + i) + k % 4] =
-                static_cast<char>(code + offset);
+            panel[size_t(k / run) * kPanel * run + size_t(run) * (at + i) + k % run] =
+                static_cast<char>(code + order.offset);
         }
 }
 
-void put4(char* panel, int at, int count, int in, const uint8_t* rows) {
+void put4(char* panel, int at, int count, int in, const uint8_t* rows, int run) {
     const size_t pitch = size_t(in + 1) / 2;
     for (int i = 0; i < count; ++i) {
         const int column = at + i, shift = column < 16 ? 0 : 4;
         for (int k = 0; k < in; ++k) {
             const int code = rows[i * pitch + k / 2] >> (k % 2 * 4) & 15;
-            panel[size_t(k / 4) * kPanel * 2 + 4 * (column % 16) + k % 4] |=
+            panel[size_t(k / run) * kPanel / 2 * run + size_t(run) * (column % 16) + k % run] |=
                 static_cast<char>(code << shift);
         }
     }
@@ -92,7 +93,7 @@ std::optional<Codes> codes_of(const TensorSource& source, const std::vector<std:
 
 void fill_codes(const Linear& w, float* scales, const TensorSource& source,
                 const std::vector<std::string>& weights, const std::vector<int>& out,
-                int code_offset, ThreadPool& pool) {
+                CodeOrder order, ThreadPool& pool) {
     const bool four = w.layout == Layout::codes4;
     const int pitch = four ? (w.in + 1) / 2 : w.in, groups = w.groups();
     std::vector<uint8_t> room(size_t(kPanel) * pitch * pool.size());
@@ -106,9 +107,9 @@ void fill_codes(const Linear& w, float* scales, const TensorSource& source,
             source.read(source.find(name), int64_t(run.row) * pitch, int64_t(run.count) * pitch,
                         rows);
             if (four)
-                put4(panel, run.at, run.count, w.in, rows);
+                put4(panel, run.at, run.count, w.in, rows, order.run);
             else
-                put8(panel, run.at, run.count, w.in, rows, code_offset, name);
+                put8(panel, run.at, run.count, w.in, rows, order, name);
             float* values = &scale_room[size_t(kPanel) * groups * thread];
             source.read_f32(source.find(scale_of(name)), int64_t(run.row) * groups,
                             int64_t(run.count) * groups, values);

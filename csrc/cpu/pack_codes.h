@@ -4,6 +4,13 @@
 // int4: tensor NAME of U8 [out, (in + 1) / 2], two codes in [-8, 7] plus 8 a byte, the first in the
 // low half, and NAME.scale of F16 [out, groups]; a group is 32, 64 or 128 of k, the last may be
 // shorter.
+//
+// In a panel, a run of k (CodeOrder::run) of one column lies together, the 32 columns of a run side
+// by side, the runs one after another. int8: a byte a code, plus CodeOrder::offset. int4: columns c
+// (low half) and c + 16 (high half) share a byte, each plus 8.
+//
+//     run 4, int8:  k 0..3 of column 0 | k 0..3 of column 1 | ... column 31 | k 4..7 of column 0
+//     ...
 #pragma once
 
 #include <optional>
@@ -27,6 +34,6 @@ std::optional<Codes> codes_of(const TensorSource& source, const std::vector<std:
 // Raises a checkpoint error for a code or a scale that quantising never writes.
 void fill_codes(const Linear& w, float* scales, const TensorSource& source,
                 const std::vector<std::string>& weights, const std::vector<int>& out,
-                int code_offset, ThreadPool& pool);
+                CodeOrder order, ThreadPool& pool);
 
 }  // namespace smolvla::cpu

@@ -55,7 +55,7 @@ void short_dot(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out
 template <const DotKernels* Kernels::* TABLE, int... ROWS>
 const DotKernels* short_dots(std::integer_sequence<int, ROWS...>) {
     static const DotKernels table = {
-        (whole.*TABLE)->max_rows, (whole.*TABLE)->offset, {nullptr, short_dot<TABLE, ROWS + 1>...}};
+        (whole.*TABLE)->max_rows, (whole.*TABLE)->order, {nullptr, short_dot<TABLE, ROWS + 1>...}};
     return &table;
 }
 template <const DotKernels* Kernels::* TABLE>

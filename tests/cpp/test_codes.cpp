@@ -55,16 +55,18 @@ struct Rows {
 };
 
 // A panel of codes [4 * words][32] as pack.cpp lays it out for these kernels.
-std::vector<uint8_t> packed(const std::vector<int>& codes, int words, bool four, int offset) {
+std::vector<uint8_t> packed(const std::vector<int>& codes, int words, bool four, CodeOrder order) {
+    const int run = order.run;
     std::vector<uint8_t> bytes(size_t(words) * (four ? 64 : 128));
     for (int k = 0; k < 4 * words; ++k)
         for (int c = 0; c < kPanel; ++c) {
             const int code = codes[size_t(k) * kPanel + c];
             if (four)
-                bytes[size_t(k / 4) * 64 + c % 16 * 4 + k % 4] |=
+                bytes[size_t(k / run) * 16 * run + c % 16 * run + k % run] |=
                     static_cast<uint8_t>((code + 8) << (c < 16 ? 0 : 4));
             else
-                bytes[size_t(k / 4) * 128 + c * 4 + k % 4] = static_cast<uint8_t>(code + offset);
+                bytes[size_t(k / run) * 32 * run + c * run + k % run] =
+                    static_cast<uint8_t>(code + order.offset);
         }
     return bytes;
 }
@@ -110,7 +112,7 @@ void test_products(const std::vector<std::string>& isas, int columns, int group_
         for (const std::string& isa : isas) {
             const Kernels k = choose_kernels(isa);
             const DotKernels& dot = four ? *k.dot4 : *k.dot8;
-            const std::vector<uint8_t> bytes = packed(codes, words, four, dot.offset);
+            const std::vector<uint8_t> bytes = packed(codes, words, four, dot.order);
             const CodePanel panel{bytes.data(), scales.data(), words, group_words};
             for (int rows = 1; rows <= dot.max_rows; ++rows) {
                 const ptrdiff_t ldo = 37;

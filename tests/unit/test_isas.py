@@ -33,6 +33,7 @@ def test_every_kernel_set_is_chosen_when_it_is_forced(monkeypatch):
         ({}, INTEL.replace("avx512vl", ""), ["avx2", "scalar"]),
         ({}, INTEL.replace("dq", "dq avx512_bf16"), ["avx512_bf16", "avx512", "avx2", "scalar"]),
         ({}, INTEL.replace("dq", "dq avx512_vnni"), ["avx512_vnni", "avx512", "avx2", "scalar"]),
+        ({}, INTEL.replace("avx512vl", "avx_vnni"), ["avx_vnni", "avx2", "scalar"]),
         ({}, INTEL.replace(" fma", ""), ["scalar"]),
         ({}, ORIN, ["neon_dotprod", "neon", "scalar"]),
         (
@@ -40,6 +41,7 @@ def test_every_kernel_set_is_chosen_when_it_is_forced(monkeypatch):
             ORIN.replace("asimddp", "asimddp bf16"),
             ["neon_bf16", "neon_dotprod", "neon", "scalar"],
         ),
+        ({}, ORIN.replace("asimddp", "asimddp i8mm"), ["neon_i8mm", "neon_dotprod", "neon", "scalar"]),
         ({}, "", ["scalar"]),
         ({"SMOLVLA_EXPECT_ISAS": "neon,scalar"}, INTEL, ["neon", "scalar"]),
     ],

@@ -4,8 +4,8 @@
 // is at most 127 * 127, and kMaxCodes = 65,536 of them are 1.06e9 < 2^31. SmolVLA's longest row has
 // 3,072 (12,288 in the connector); pack.cpp refuses more than kMaxCodes.
 //
-// VECTORS as in gemm.inl. Weights: Codes8 or Codes4 of the ISA's simd/dot_*.h; kOffset is what the
-// bytes that it multiplies have too much.
+// VECTORS as in gemm.inl. Weights: Codes8 or Codes4 of the ISA's simd/dot_*.h; its kOrder.offset
+// is what the bytes that it multiplies have too much.
 // The sum of a row's codes in words [begin, end), whole blocks.
 inline int32_t sum_of(const float* row, int words, int begin, int end) {
     int32_t sum = 0, block;
@@ -35,8 +35,8 @@ void dot_half(const float* x, ptrdiff_t ldx, const CodePanel& panel, int half, f
 #pragma GCC unroll 16
         for (int r = 0; r < ROWS; ++r) {
             int32_t start = 0;
-            if constexpr (Weights::kOffset != 0)
-                start = -Weights::kOffset * sum_of(x + r * ldx, panel.words, begin, end);
+            if constexpr (Weights::kOrder.offset != 0)
+                start = -Weights::kOrder.offset * sum_of(x + r * ldx, panel.words, begin, end);
             for (int v = 0; v < VECTORS; ++v) sum[r][v] = Dots::broadcast(start);
         }
         for (int k = begin; k < end; ++k) {
@@ -82,19 +82,4 @@ void dot_tile(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out,
     }
 }
 
-template <int ROWS, int MAX_ROWS, int VECTORS, class Weights>
-constexpr DotTile dot_tile_up_to() {
-    if constexpr (ROWS <= MAX_ROWS)
-        return dot_tile<ROWS, VECTORS, Weights>;
-    else
-        return nullptr;
-}
-template <class Weights, int MAX, int VECTORS, int... ROWS>
-constexpr DotKernels dot_table(std::integer_sequence<int, ROWS...>) {
-    return {MAX, Weights::kOffset, {nullptr, dot_tile_up_to<ROWS + 1, MAX, VECTORS, Weights>()...}};
-}
-// Tiles of 1 to MAX rows, VECTORS * 16 columns at a time.
-template <class Weights, int MAX, int VECTORS>
-constexpr DotKernels dot_table() {
-    return dot_table<Weights, MAX, VECTORS>(std::make_integer_sequence<int, kMaxTileRows>());
-}
+#include "cpu/kernels/dot_table.inl"

@@ -24,7 +24,7 @@ struct Codes8 {
         __m256i low, high;
     };
     static constexpr int kRowBytes = kPanel * 4;
-    static constexpr int kOffset = 0;
+    static constexpr CodeOrder kOrder = {0, 4};
     static Vector load(const char* row, int half) {
         const __m256i* from = reinterpret_cast<const __m256i*>(row + 64 * half);
         return {_mm256_loadu_si256(from), _mm256_loadu_si256(from + 1)};

@@ -16,7 +16,7 @@ inline RowWord row_word(const float* p) { return _mm512_castps_si512(_mm512_set1
 struct Codes8 {
     using Vector = __m512i;
     static constexpr int kRowBytes = kPanel * 4;
-    static constexpr int kOffset = 128;
+    static constexpr CodeOrder kOrder = {128, 4};
     static Vector load(const char* row, int half) { return _mm512_loadu_si512(row + 64 * half); }
     static Dots add_products(Vector w, RowWord a, Dots sum) {
         // The intrinsic makes GCC 12 copy and spill sums.
@@ -27,7 +27,7 @@ struct Codes8 {
 
 struct Codes4 : Codes8 {
     static constexpr int kRowBytes = kPanel * 2;
-    static constexpr int kOffset = 8;
+    static constexpr CodeOrder kOrder = {8, 4};
     static Vector load(const char* row, int half) {
         const __m512i both = _mm512_loadu_si512(row);
         return _mm512_and_si512(half == 0 ? both : _mm512_srli_epi16(both, 4),

@@ -36,7 +36,7 @@ struct Codes8 {
         int8x16_t v[4];
     };
     static constexpr int kRowBytes = kPanel * 4;
-    static constexpr int kOffset = 0;
+    static constexpr CodeOrder kOrder = {0, 4};
     static Vector load(const char* row, int half) {
         const int8_t* from = reinterpret_cast<const int8_t*>(row) + 64 * half;
         return {{vld1q_s8(from), vld1q_s8(from + 16), vld1q_s8(from + 32), vld1q_s8(from + 48)}};

@@ -25,7 +25,7 @@ inline RowWord row_word(const float* p) { return reinterpret_cast<const int8_t*>
 
 struct Codes8 {
     static constexpr int kRowBytes = kPanel * 4;
-    static constexpr int kOffset = 0;
+    static constexpr CodeOrder kOrder = {0, 4};
     struct Vector {
         int8_t byte[64];
     };
