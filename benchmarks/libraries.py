@@ -29,8 +29,8 @@ from benchmarks.summary import percentile, turns
 OURS = ROOT / "benchmarks" / "workers" / "ours_ops.py"
 LIBRARIES = ROOT / "benchmarks" / "rivals" / "libraries"
 # Largest error over largest value. float32: orders of summation; bfloat16: the result's last bit
-# (2^-9 of a value) and, in attention, that of the weights.
-LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 3e-2}
+# (2^-9 of a value) and, in attention, that of the weights; int8 and int4: what random weights lose.
+LARGEST_ERROR = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2, "int4": 0.25}
 Shape = LinearShape | AttentionShape
 
 
@@ -136,6 +136,7 @@ def measure(
         "calls": shape.calls,
         "gflop": shape.flops * 1e-9,
         "bf16": getattr(shape, "bf16", True),
+        "codes": getattr(shape, "codes", False),
         "variants": variants,
         "disturbed": disturbed,
         "disturbed_used": disturbed > options.repeats // 2,
@@ -174,7 +175,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "format": FORMAT,
         "kind": "libraries",
         "title": f"Single operations on {conditions['cpu']['model']}",
-        "about": "Our operations beside torch (oneDNN, MKL) and ONNX Runtime at SmolVLA's shapes.",
+        "about": "Our operations beside torch (oneDNN, MKL, FBGEMM) and ONNX Runtime at SmolVLA's "
+        "shapes.",
         "conditions": conditions,
         "settings": {
             "chunk": "1 camera, 48 valid language tokens: 113 prefix rows"

@@ -20,7 +20,8 @@ HEAD_DIM = 64
 class LinearShape:
     """y [rows, out] = x [rows, depth] times a weight [out, depth]; `calls` in a chunk.
 
-    `bf16`: whether a bfloat16 bundle computes it in bfloat16 (else its weight stays float32).
+    `bf16`: whether a bfloat16 bundle computes it in bfloat16 (else its weight stays float32);
+    `codes`: whether a bundle may hold it as integers.
     """
 
     name: str
@@ -29,6 +30,7 @@ class LinearShape:
     out: int
     calls: int
     bf16: bool = True
+    codes: bool = True
 
     @property
     def flops(self) -> float:
@@ -72,7 +74,7 @@ class AttentionShape:
 
 
 LINEARS = (
-    LinearShape("vision patches", PATCHES, 768, 768, 1),
+    LinearShape("vision patches", PATCHES, 768, 768, 1, codes=False),
     LinearShape("vision qkv", PATCHES, 768, 2304, 12),
     LinearShape("vision out", PATCHES, 768, 768, 12),
     LinearShape("vision up", PATCHES, 768, 3072, 12),
@@ -83,15 +85,15 @@ LINEARS = (
     LinearShape("prefix out", PREFIX, 960, 960, 15),
     LinearShape("prefix gate and up", PREFIX, 960, 5120, 15),
     LinearShape("prefix down", PREFIX, 2560, 960, 15),
-    LinearShape("expert cross kv", PREFIX, 320, 320, 16, bf16=False),
+    LinearShape("expert cross kv", PREFIX, 320, 320, 16, bf16=False, codes=False),
     LinearShape("expert qkv", CHUNK, 720, 1600, 8 * STEPS),
     LinearShape("expert cross q", CHUNK, 720, 960, 8 * STEPS),
     LinearShape("expert out", CHUNK, 960, 720, 16 * STEPS),
     LinearShape("expert gate and up", CHUNK, 720, 4096, 16 * STEPS),
     LinearShape("expert down", CHUNK, 2048, 720, 16 * STEPS),
-    LinearShape("action in", CHUNK, 32, 720, STEPS, bf16=False),
-    LinearShape("action mlp out", CHUNK, 720, 720, STEPS, bf16=False),
-    LinearShape("action out", CHUNK, 720, 32, STEPS, bf16=False),
+    LinearShape("action in", CHUNK, 32, 720, STEPS, bf16=False, codes=False),
+    LinearShape("action mlp out", CHUNK, 720, 720, STEPS, bf16=False, codes=False),
+    LinearShape("action out", CHUNK, 720, 32, STEPS, bf16=False, codes=False),
 )
 ATTENTIONS = (
     AttentionShape("vision attention", PATCHES, PATCHES, 12, 12, 12),

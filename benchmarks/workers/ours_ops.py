@@ -23,10 +23,12 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks.workers.channel import memory_mib, open_channel, serve
 from benchmarks.workers.timing import median_seconds
 from smolvla_edge import _core
+from smolvla_edge.codes import CodeFormat, round_to_nearest
 from smolvla_edge.version import __version__
 
 HEAD_DIM = 64
 PRECISIONS = ("float32", "bfloat16")
+FORMATS = (CodeFormat(8), CodeFormat(4, 64))  # what the recipe `balanced` holds
 Variants = dict[str, tuple[str, Callable[[], None], Callable[[], np.ndarray]]]
 
 
@@ -59,6 +61,21 @@ def linear_variants(
         target = ops.make_activation(np.zeros((rows, out), np.float32))
         found[precision] = (
             precision,
+            lambda ops=ops, h=handle, s=source, t=target: ops.linear(h, s, t),
+            lambda ops=ops, t=target: ops.read_activation(t),
+        )
+    for form in FORMATS:
+        # As in the engine: rows are stored as bfloat16 and made integers where they are read.
+        ops = _core.CpuOps(threads, isa, "bfloat16")
+        codes, scales = round_to_nearest(weight, form).stored()
+        path = folder / f"codes{form.bits}.bin"
+        path.write_bytes(codes.tobytes() + scales.tobytes())
+        dtype = "I8" if form.bits == 8 else "U8"
+        handle = ops.load_codes(str(path), dtype, out, depth, form.groups(depth))
+        source = ops.make_activation(x)
+        target = ops.make_activation(np.zeros((rows, out), np.float32))
+        found[form.name] = (
+            f"int{form.bits}",
             lambda ops=ops, h=handle, s=source, t=target: ops.linear(h, s, t),
             lambda ops=ops, t=target: ops.read_activation(t),
         )

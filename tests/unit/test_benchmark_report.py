@@ -182,6 +182,27 @@ def test_ours_is_judged_against_the_best_way_of_its_class():
     assert judge(small, "bfloat16", chunk).verdict == "-"
 
 
+def test_integers_are_judged_against_as_many_bits():
+    run = libraries()
+    down = run["results"][2]
+    down["codes"] = True
+    down["variants"] += [
+        variant("smolvla-edge", "w8a8", "int8", 250, 1.0),
+        variant("smolvla-edge", "w4a8 g64", "int4", 260, 1.0),
+        variant("libraries", "torch dynamic int8", "int8", 400, 1.0),
+        variant("libraries", "onnxruntime MatMulNBits 8 bits", "int8", 200, 1.0),
+        variant("libraries", "onnxruntime MatMulNBits 4 bits", "int4", 300, 1.0),
+    ]
+    # Faster than bfloat16 is not enough, and integers are no rivals of floats.
+    j = judge(down, "int8", chunk_seconds([down], "int8"))
+    assert (j.ratio, j.target, j.verdict) == (pytest.approx(0.8), 1.0, "**missed**")
+    j = judge(down, "int4", chunk_seconds([down], "int4"))
+    assert (j.torch_variant, j.torch, j.verdict) == ("none", 0.0, "reached")
+    assert judge(down, "bfloat16", 1e-3).ratio == pytest.approx(0.6)
+    text = report.render(run)
+    assert [row[0] for row in rows_of(text, "int4, 2 threads")[1:]] == ["expert down"]
+
+
 def test_the_libraries_report_has_a_table_for_each_precision():
     text = report.render(libraries())
     rows = rows_of(text, "bfloat16, 2 threads")

@@ -41,7 +41,11 @@ def test_every_kernel_set_is_chosen_when_it_is_forced(monkeypatch):
             ORIN.replace("asimddp", "asimddp bf16"),
             ["neon_bf16", "neon_dotprod", "neon", "scalar"],
         ),
-        ({}, ORIN.replace("asimddp", "asimddp i8mm"), ["neon_i8mm", "neon_dotprod", "neon", "scalar"]),
+        (
+            {},
+            ORIN.replace("asimddp", "asimddp i8mm"),
+            ["neon_i8mm", "neon_dotprod", "neon", "scalar"],
+        ),
         ({}, "", ["scalar"]),
         ({"SMOLVLA_EXPECT_ISAS": "neon,scalar"}, INTEL, ["neon", "scalar"]),
     ],

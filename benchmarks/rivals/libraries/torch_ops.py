@@ -45,6 +45,42 @@ def linears(rows: int, depth: int, out: int, *, inductor: bool) -> Variants:
     return found
 
 
+def integers(rows: int, depth: int, out: int) -> Variants:
+    """Dynamic int8 (a scale for each output, one for the input), and int4 beside bfloat16 rows."""
+    x, weight = linear_data(rows, depth, out)
+    found: Variants = {}
+    scale = (weight.abs().amax(1) / 127).double()
+    quantized = torch.quantize_per_channel(
+        weight, scale, torch.zeros(out, dtype=torch.int64), 0, torch.qint8
+    )
+    for engine in torch.backends.quantized.supported_engines:
+        if engine in ("none", "qnnpack"):
+            continue
+        torch.backends.quantized.engine = engine
+        packed = torch.ops.quantized.linear_prepack(quantized, None)
+        found[f"torch dynamic int8 ({engine})"] = (
+            "int8",
+            lambda p=packed: torch.ops.quantized.linear_dynamic(x, p, reduce_range=False),
+        )
+    for group in (32, 64, 128):
+        if depth % group == 0 and out % 16 == 0:
+            name = f"torch int4 beside bfloat16, groups of {group}"
+            found[name] = ("int4", _int4(x, weight, group))
+    return found
+
+
+def _int4(x: Tensor, weight: Tensor, group: int) -> Callable[[], Tensor]:
+    out, depth = weight.shape
+    blocks = weight.reshape(out, depth // group, group)
+    scale = blocks.abs().amax(2, keepdim=True) / 7
+    codes = (blocks / scale).round().add(8).to(torch.int32).reshape(out, depth)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
+    # [groups, out, (scale, zero)]: a code c stands for (c - 8) * scale + zero
+    scales = torch.stack([scale[:, :, 0].t(), torch.zeros(depth // group, out)], 2)
+    a, scales = x.bfloat16(), scales.bfloat16().contiguous()
+    return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(a, packed, group, scales)
+
+
 def _convolution(a: Tensor, w: Tensor) -> Callable[[], Tensor]:
     """The same product as a 1x1 convolution of one image that is `rows` high and 1 wide."""
     rows, depth = a.shape

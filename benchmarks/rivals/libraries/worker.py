@@ -52,6 +52,8 @@ class Libraries:
             self.variants["onnxruntime float32"] = (
                 "float32", onnx_models.matmul(x.numpy(), weight.numpy(), self.threads),
             )  # fmt: skip
+            self.variants |= torch_ops.integers(*shape)
+            self.variants |= onnx_models.integers(x.numpy(), weight.numpy(), self.threads)
         elif request["op"] == "attention":
             sizes = (request["heads"], request["kv_heads"], request["lengths"])
             self.variants = torch_ops.attentions(*sizes)
