@@ -71,14 +71,9 @@ def write_bundle(
     if dtype not in CONVERT_DTYPES:
         raise BundleError(f"dtype must be one of {', '.join(CONVERT_DTYPES)}, got {dtype!r}")
     target = Path(dest)
-    _check_target(target, force)
-    if checkpoint.tokenizer_file is None and not allow_no_tokenizer:
-        raise TokenizerError(
-            f"{checkpoint.path}: no tokenizer.json was found, and a bundle must run offline. Pass "
-            "--tokenizer FILE"
-        )
-    if checkpoint.tokenizer_file is not None:  # found out now, not on the robot
-        TaskTokenizer(checkpoint.tokenizer_file, checkpoint.contract.tokenizer)
+    check_target(target, force)
+    if checkpoint.tokenizer_file is not None or not allow_no_tokenizer:
+        check_tokenizer(str(checkpoint.path), checkpoint.tokenizer_file, checkpoint.contract)
     needed = sum(entry.nbytes for entry in checkpoint.tensors.values())
     with _making(target, needed) as partial:
         counter = _Counter(checkpoint, progress)
@@ -107,6 +102,16 @@ def write_bundle(
     return read_bundle(target)
 
 
+def check_tokenizer(source: str, file: Path | None, contract: Contract) -> None:
+    """Raises TokenizerError for one that is missing or malformed: now, not on the robot."""
+    if file is None:
+        raise TokenizerError(
+            f"{source}: no tokenizer.json was found, and a bundle must run offline. Pass "
+            "--tokenizer FILE"
+        )
+    TaskTokenizer(file, contract.tokenizer)
+
+
 @dataclass(frozen=True)
 class Contents:
     """What goes into a bundle; `chunks` gives the bytes of a tensor, once."""
@@ -124,7 +129,7 @@ class Contents:
 def put_bundle(contents: Contents, dest: str | os.PathLike[str], *, force: bool = False) -> Bundle:
     """Write a bundle of these contents and return it as read back. Raises BundleError."""
     target = Path(dest)
-    _check_target(target, force)
+    check_target(target, force)
     with _making(target, sum(layout.nbytes for layout in contents.layouts)) as partial:
         _fill(partial, contents)
     return read_bundle(target)
@@ -232,7 +237,8 @@ def _source_digests(checkpoint: Checkpoint, counter: _Counter) -> dict[str, str]
     return digests
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
+    """Raises BundleError for what may not be (re)placed; before the work, not after it."""
     if not os.path.lexists(target):
         return
     if not force:

@@ -52,8 +52,9 @@ class CodeFormat:
     input_scale: bool = False
 
     def __post_init__(self) -> None:
-        sizes: tuple[int | None, ...] = GROUP_SIZES if self.bits == 4 else (None,)
-        known = self.bits in MOST and self.group_size in sizes
+        whole = all(type(x) is int for x in (self.bits, self.group_size or 0))
+        sizes: tuple[int | None, ...] = GROUP_SIZES if whole and self.bits == 4 else (None,)
+        known = whole and self.bits in MOST and self.group_size in sizes
         if not known or not isinstance(self.input_scale, bool):
             raise QuantizationError(
                 "codes: expected 8 bits, or 4 bits in groups of 32, 64 or 128, got "

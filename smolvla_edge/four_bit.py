@@ -134,7 +134,7 @@ def _parse(
     shape, size = _shape(raw.get("shape")), raw.get("blocksize")
     if shape is None:
         refuse(f"its shape is {raw.get('shape')!r:.80}")
-    if size not in _BLOCK_SIZES:
+    if type(size) is not int or size not in _BLOCK_SIZES:
         refuse(f"its blocks have {size!r:.40} values, expected one of {_BLOCK_SIZES}")
     dtype = _DTYPES.get(str(raw.get("dtype")))
     if dtype is None:
@@ -144,7 +144,9 @@ def _parse(
     nested = None
     if f"{name}.nested_absmax" in entries:
         inner, offset = raw.get("nested_blocksize"), raw.get("nested_offset")
-        if inner not in _BLOCK_SIZES or not isinstance(offset, float) or not math.isfinite(offset):
+        if type(inner) is not int or inner not in _BLOCK_SIZES:
+            refuse(f"its absmax is in blocks of {inner!r:.40}, expected one of {_BLOCK_SIZES}")
+        if not isinstance(offset, float) or not math.isfinite(offset):
             refuse(f"its absmax is in blocks of {inner!r:.40} around {offset!r:.40}")
         nested = (
             part(".nested_absmax", "F32", -(-blocks // inner)),

@@ -23,6 +23,7 @@ from smolvla_edge.strict_json import read_json_object
 PRESETS_FILE = "presets.json"
 _FORMAT = "smolvla-edge presets"
 _VERSION = 1
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,10 @@ def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
 def write_preset(folder: Path, digest: str, preset: Preset) -> Path:
     """Add a preset to those beside the bundle of that digest, or replace the one of its name.
 
-    Raises PlanError when the file there is of another bundle or broken.
+    Raises PlanError for the name exact, and when the file there is of another bundle or broken.
     """
+    if preset.name == EXACT:
+        raise PlanError("'exact' is the reference and cannot be a preset's name")
     found = read_presets(folder, digest)
     found[preset.name] = preset
     path = folder / PRESETS_FILE
@@ -84,11 +87,11 @@ def resolve_plan(plan: Plan | str, num_steps: int, presets: Mapping[str, Preset]
     """A Plan from what the user gave: a Plan, "exact", or a preset's name. Raises PlanError."""
     if isinstance(plan, Plan):
         return plan
-    if plan == "exact":
+    if plan == EXACT:
         return Plan.exact(num_steps)
     if isinstance(plan, str) and plan in presets:
         return presets[plan].plan
-    known = ", ".join(["exact", *map(str, presets.values())])
+    known = ", ".join([EXACT, *map(str, presets.values())])
     raise PlanError(f"plan must be a Plan or one of: {known}; got {plan!r}")
 
 
@@ -98,7 +101,7 @@ def _preset(path: Path, name: str, item: object) -> Preset:
     evidence = item.get("evidence")
     if evidence is not None and not isinstance(evidence, dict):
         raise PlanError(f"{path}: preset {name!r}: evidence must be an object or null")
-    if name == "exact":
+    if name == EXACT:
         raise PlanError(f"{path}: 'exact' is the reference and cannot be a preset's name")
     try:
         return Preset(name, Plan.from_json(item["plan"]), evidence)

@@ -109,9 +109,9 @@ public:
     }
 
     Mat operand(Mat activation, const Linear* reader) const override {
-        // Integers are rounded from floats that never leave the cache.
-        if (reader->codes() && words_of(activation.cols, Storage::i8) <= activation.ld)
-            activation.storage = Storage::i8;
+        // Integers are rounded from floats that never leave the cache. Rows have room for them: a
+        // quarter of the columns in words, sums and a scale fit half of them and a cache line.
+        if (reader->codes()) activation.storage = Storage::i8;
         return activation;
     }
 

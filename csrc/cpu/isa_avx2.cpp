@@ -1,7 +1,8 @@
 // AVX2 and FMA: the kernels of kernels.inl over two ymm registers. A tile of 6 rows takes a panel
 // in two halves of 16 columns: 12 accumulators, 2 weight vectors and 1 broadcast are 15 of the 16
 // registers (the mask that widens the upper bfloat16 is the 16th). A step of k costs 12 fma on two
-// pipes (6 cycles) and 8 loads on two ports (4 cycles).
+// pipes (6 cycles) and 8 loads on two ports (4 cycles). Products of codes take 4 rows: each needs
+// the sign, the sums of 16 bits and the ones beside its 8 sums and 2 weight vectors.
 #include <utility>
 
 #include "cpu/isa.h"

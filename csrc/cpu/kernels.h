@@ -52,8 +52,9 @@ struct DotKernels {
     DotTile tile[kMaxTileRows + 1];
 };
 
-// Rows of any storage to Storage::i8: codes x * 127 / max |x| to the nearest (ties to even), scale
-// max |x| / 127. A row with a NaN or an infinity has codes 0 and the scale NaN.
+// Rows of any storage to Storage::i8: codes x * (127 / max |x|) to the nearest (ties to even),
+// scale max |x| / 127; codes and scale 0 where max |x| is below 2^-100. A row with a NaN or an
+// infinity has codes 0 and the scale NaN.
 using QuantizeRows = void (*)(const float* x, ptrdiff_t ldx, int rows, int columns, Storage from,
                               float* y, ptrdiff_t ldy);
 

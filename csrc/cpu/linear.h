@@ -28,9 +28,9 @@ int block_rows(const Kernels& kernels, const Linear& w);
 inline ptrdiff_t operand_ld(int columns) { return ceil_div(columns, 16) * 16; }
 Mat convert(const Kernels& kernels, Mat x, Storage storage, float* scratch);
 
-// y = activation(x W^T + bias) * scale + residual. Rows that are not stored as `operand` are
-// converted into scratch, of at least block_rows * operand_ld(w.in) words; codes need rows of
-// Storage::i8.
+// y = activation(x W^T + bias) * scale * column_scale + residual. Rows that are not stored as
+// `operand` are converted into scratch, of at least block_rows * operand_ld(w.in) words; codes need
+// rows of Storage::i8.
 void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const LinearOptions& options,
                 Storage operand);
 

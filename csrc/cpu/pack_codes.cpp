@@ -28,13 +28,17 @@ Codes codes_of(const TensorSource& source, const std::string& name, int in, int 
         fail(ErrorKind::checkpoint, "tensor %s holds codes, but %s is missing", name.c_str(),
              scale_of(name).c_str());
     const TensorEntry& scale = source.find(scale_of(name));
+    const DType wanted = e.dtype == DType::i8 ? DType::f32 : DType::f16;
+    if (scale.dtype != wanted)
+        fail(ErrorKind::checkpoint, "tensor %s: expected scales of %s", scale.name.c_str(),
+             wanted == DType::f32 ? "F32" : "F16");
     if (e.dtype == DType::i8) {
         source.expect(name, {out, in});
         source.expect(scale.name, {out});
         return {Layout::codes8, code_words(in)};
     }
     source.expect(name, {out, (in + 1) / 2});
-    const int groups = scale.shape.size() == 2 ? static_cast<int>(scale.shape[1]) : 0;
+    const int64_t groups = scale.shape.size() == 2 ? scale.shape[1] : 0;
     const int words = group_words_of(in, groups);
     if (words == 0 || scale.shape[0] != out)
         fail(ErrorKind::checkpoint,
@@ -79,16 +83,17 @@ std::optional<Codes> codes_of(const TensorSource& source, const std::vector<std:
         integers += dtype == DType::i8 || dtype == DType::u8;
     }
     if (integers == 0) return std::nullopt;
-    const Codes first = codes_of(source, weights[0], in, out[0]);
-    for (size_t i = 1; i < weights.size(); ++i) {
-        if (integers == weights.size()) {
-            const Codes other = codes_of(source, weights[i], in, out[i]);
-            if (other.layout == first.layout && other.group_words == first.group_words) continue;
-        }
-        fail(ErrorKind::checkpoint, "tensors %s and %s are computed together: expected one format",
-             weights[0].c_str(), weights[i].c_str());
-    }
-    return first;
+    std::vector<Codes> formats;
+    if (integers == weights.size())
+        for (size_t i = 0; i < weights.size(); ++i)
+            formats.push_back(codes_of(source, weights[i], in, out[i]));
+    for (size_t i = 0; i < weights.size(); ++i)
+        if (formats.empty() || formats[i].layout != formats[0].layout ||
+            formats[i].group_words != formats[0].group_words)
+            fail(ErrorKind::checkpoint,
+                 "tensors %s and %s are computed together: expected one format",
+                 weights.front().c_str(), weights[std::max(i, size_t{1})].c_str());
+    return formats[0];
 }
 
 void fill_codes(const Linear& w, float* scales, const TensorSource& source,
@@ -116,7 +121,7 @@ void fill_codes(const Linear& w, float* scales, const TensorSource& source,
             for (int i = 0; i < run.count; ++i)
                 for (int g = 0; g < groups; ++g) {
                     const float scale = values[size_t(i) * groups + g];
-                    if (!std::isfinite(scale))
+                    if (!std::isfinite(scale) || scale < 0)
                         fail(ErrorKind::checkpoint, "tensor %s: row %d has a scale of %g",
                              scale_of(name).c_str(), run.row + i, double{scale});
                     to[size_t(g) * kPanel + run.at + i] = scale;

@@ -69,10 +69,12 @@ void Prefix::load_embedding(TensorSource& source) {
     const TensorEntry& entry = source.expect(name, {config_.vocab, config_.text_width});
     if (entry.dtype == DType::i8) {
         embedding_scales_.resize(static_cast<size_t>(config_.vocab));
-        source.read_f32(source.expect(scale, {config_.vocab}), 0, config_.vocab,
-                        embedding_scales_.data());
+        const TensorEntry& scales = source.expect(scale, {config_.vocab});
+        if (scales.dtype != DType::f32)
+            fail(ErrorKind::checkpoint, "tensor %s: expected scales of F32", scale.c_str());
+        source.read_f32(scales, 0, config_.vocab, embedding_scales_.data());
         for (float s : embedding_scales_)
-            if (!std::isfinite(s))
+            if (!std::isfinite(s) || s < 0)
                 fail(ErrorKind::checkpoint, "tensor %s has a scale of %g", scale.c_str(),
                      double{s});
     } else if (entry.dtype == DType::u8) {

@@ -23,6 +23,10 @@ const float* load_input_scale(const TensorSource& source, Backend& ops, const st
                               int size) {
     const std::string name = weight + ".input_scale";
     if (!source.has(name)) return nullptr;
+    const DType held = source.find(weight).dtype;
+    if (held != DType::i8 && held != DType::u8)
+        fail(ErrorKind::checkpoint, "tensor %s: expected none, because %s holds no codes",
+             name.c_str(), weight.c_str());
     const TensorEntry& entry = source.expect(name, {size});
     float* values = ops.make_weights(name, (static_cast<size_t>(size) + 31) / 32 * 32);
     if (ops.weights_filled()) return values;

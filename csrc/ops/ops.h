@@ -30,7 +30,7 @@ struct Mat {
     Mat below(int first, int n) const { return {row(first), n, cols, ld, storage}; }
     // In Storage::bf16 `first` is even.
     Mat columns(int first, int n) const { return {at(0, first), rows, n, ld, storage}; }
-    float value(int r, int column) const;
+    float value(int r, int column) const;  // of Storage::i8 there are rows only
 };
 
 // What weights stored in bfloat16 are multiplied with: the activations as they are (float32,
@@ -41,7 +41,7 @@ const char* compute_name(Compute compute);
 
 enum class Activation { none, gelu_tanh, silu };
 
-// A weight matrix in the backend's own layout, from float32 or bfloat16 storage.
+// A weight matrix in the backend's own layout, from float32, bfloat16 or integer storage.
 struct Linear;
 // The keys and values of one layer, in the backend's own layout.
 struct KvStore;

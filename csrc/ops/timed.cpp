@@ -118,7 +118,10 @@ void TimedBackend::linear(Mat x, const Linear* w, Mat y, const LinearOptions& o)
     const LinearInfo& weight = weights_.at(w);
     const int64_t elements = int64_t{weight.in} * weight.columns;
     const int64_t moved = bytes_of(x) + bytes_of(y) + bytes_of(o.residual);
-    TimedRecord r = record_of("linear", y, moved + elements * weight.bits / 8);
+    int64_t held = elements * weight.bits / 8;
+    if (weight.group > 0)
+        held += 4 * int64_t{weight.columns} * ((weight.in - 1) / weight.group + 1);
+    TimedRecord r = record_of("linear", y, moved + held);
     r.weight = weight.name.c_str();
     r.in = weight.in;
     r.flops = 2 * elements * x.rows;

@@ -161,7 +161,7 @@ def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -
     from math import prod
 
     from smolvla_edge.bundle_format import PARTS, precision_map
-    from smolvla_edge.codes import SCALE
+    from smolvla_edge.codes import INPUT_SCALE, SCALE
     from smolvla_edge.names import expected_tensors
 
     shapes = {name: spec.shape for name, spec in expected_tensors(model).items()}
@@ -172,7 +172,7 @@ def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -
     kinds = precision_map(((name, entry.dtype) for name, entry in tensors.items()), codes)
     parts = []
     for part, names in groups.items():
-        weights = [name for name in names if not name.endswith(SCALE)]
+        weights = [name for name in names if not name.endswith((SCALE, INPUT_SCALE))]
         if weights:
             parts.append({
                 "part": part,

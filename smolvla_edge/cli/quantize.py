@@ -17,6 +17,7 @@ from smolvla_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from smolvla_edge.compress.auto import Attempt
+    from smolvla_edge.source import Source
 
 
 def quantize(
@@ -108,10 +109,14 @@ def quantize(
     started = time.perf_counter()
     if not force and os.path.lexists(bundle):  # said before the work, not after it
         raise BundleError(f"{bundle} exists: choose another name, or pass --force to replace it")
-    if recipe in TYPES:
-        _four_bit(source, bundle, recipe, args.pairs(rename, "--rename") or None, as_json)
-        return
-    chosen = find_recipe(recipe)
+    if max_error is not None and data is None:
+        raise typer.BadParameter("--max-error needs --data")
+    if recipe in TYPES and (data is not None or force):
+        raise typer.BadParameter(
+            f"{recipe} rounds without --data, and replaces no checkpoint: expected no --data, "
+            "--max-error or --force"
+        )
+    chosen = None if recipe in TYPES else find_recipe(recipe)
     with output.busy(f"reading {source}"):
         opened = open_source(
             source,
@@ -120,8 +125,9 @@ def quantize(
             stats=stats,
             allow_unnormalized=allow_unnormalized,
         )
-    if max_error is not None and data is None:
-        raise typer.BadParameter("--max-error needs --data")
+    if chosen is None:
+        _four_bit(opened, bundle, recipe, as_json)
+        return
     seen = None
     if data is not None:
         count = observations + (held_out if max_error is not None else 0)
@@ -175,13 +181,9 @@ def quantize(
         output.warn("fitted to synthetic noise: good for trying, not for a robot")
 
 
-def _four_bit(
-    source: str, dest: Path, kind: str, rename: dict[str, str] | None, as_json: bool
-) -> None:
+def _four_bit(opened: Source, dest: Path, kind: str, as_json: bool) -> None:
     from smolvla_edge.compress.four_bit_writer import write_four_bit
-    from smolvla_edge.source import open_source
 
-    opened = open_source(source, rename=rename)
     with output.stages() as report:
         made = write_four_bit(opened, dest, kind, progress=report)
     if as_json:

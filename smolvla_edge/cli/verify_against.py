@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from smolvla_edge.cli import output
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 EXACT = "exact"
 LEAST = 300  # observations that a preset's evidence rests on
+# Added to the seed: calibration counts noises and synthetic observations from its own seed on.
+_APART = 1_000_000
 
 
 def verify_against(
@@ -31,7 +34,7 @@ def verify_against(
     allow_unnormalized: bool = False,
 ) -> None:
     from smolvla_edge.compress.evidence import measure
-    from smolvla_edge.compress.observations import find_observations
+    from smolvla_edge.compress.observations import SYNTHETIC, find_observations
     from smolvla_edge.plan import Plan
     from smolvla_edge.presets import Preset, write_preset
     from smolvla_edge.source import open_source
@@ -47,11 +50,17 @@ def verify_against(
         raise InputError(f"--save writes beside a bundle, and {path} is a checkpoint")
     if save and count < LEAST:
         raise InputError(f"--save: expected {LEAST} observations or more, got {count}")
-    against = _source_of(candidate) if against == EXACT else against
-    reference = open_source(against, allow_unnormalized=allow_unnormalized)
-    seen = find_observations(candidate, data, count, rename=rename, seed=seed)
+    if save and data == SYNTHETIC:
+        raise InputError("--save: evidence is of recorded observations, not of synthetic ones")
+    if against == EXACT:
+        reference = _source_of(candidate, allow_unnormalized)
+    else:
+        reference = open_source(against, allow_unnormalized=allow_unnormalized)
+    seen = find_observations(candidate, data, count, rename=rename, seed=seed + _APART)
     with output.stages() as report:
-        found = measure(candidate, reference, seen, seed=seed, threads=threads, progress=report)
+        found = measure(
+            candidate, reference, seen, seed=seed + _APART, threads=threads, progress=report
+        )
     if save and bundle is not None:
         name = _preset_name(bundle)
         preset = Preset(name, Plan.exact(candidate.model.num_steps), found)
@@ -66,8 +75,13 @@ def verify_against(
     _print(found)
 
 
-def _source_of(candidate: Source) -> str:
-    """What a quantised bundle was made from. Raises BundleError when it is not there any more."""
+def _source_of(candidate: Source, allow_unnormalized: bool) -> Source:
+    """What a quantised bundle was made from, under the bundle's own contract (statistics, camera
+    names, tokenizer): the weights alone differ. Raises BundleError when it is not there, or not
+    what it was."""
+    from smolvla_edge.compress.quantize import refuse_codes
+    from smolvla_edge.source import open_source
+
     bundle = candidate.bundle
     if bundle is None or not bundle.codes:
         raise BundleError(
@@ -75,17 +89,29 @@ def _source_of(candidate: Source) -> str:
             "checkpoint or bundle to compare with"
         )
     made_from = str(bundle.provenance.get("source"))
+    if not os.path.isdir(made_from):  # written down as it was named; perhaps beside the bundle
+        made_from = str(bundle.path.parent / made_from)
     if not os.path.isdir(made_from):
         raise BundleError(
             f"--against {EXACT}: the bundle was made from {made_from}, which is not there; name "
             "the checkpoint or bundle to compare with"
         )
-    return made_from
+    found = open_source(made_from, allow_unnormalized=allow_unnormalized)
+    digest = None if found.bundle is None else found.bundle.digest
+    if digest != bundle.provenance.get("bundle"):
+        raise BundleError(
+            f"--against {EXACT}: {made_from} is not what the bundle was made from (its digest is "
+            f"{digest}, expected {bundle.provenance.get('bundle')}): quantise again, or name it "
+            "in place of exact to compare with it all the same"
+        )
+    refuse_codes(found)
+    return replace(found, contract=candidate.contract, tokenizer_file=candidate.tokenizer_file)
 
 
 def _preset_name(bundle: Bundle) -> str:
     quantized = bundle.provenance.get("quantized")
-    return str(quantized["recipe"]) if isinstance(quantized, Mapping) else bundle.compute
+    name = quantized.get("recipe") if isinstance(quantized, Mapping) else None
+    return name if isinstance(name, str) else bundle.compute
 
 
 def _print(found: Mapping[str, Any]) -> None:
@@ -119,6 +145,9 @@ def _print(found: Mapping[str, Any]) -> None:
                f"{'measured' if found['closed_loop'] else 'unmeasured'}")  # fmt: skip
     if seen["kind"] == "synthetic":
         output.warn("measured on synthetic noise: good for trying, not for a robot")
+    elif seen["fitted_to_it"]:
+        output.warn("the weights were fitted to observations of the same recording: measure on "
+                    "another one")  # fmt: skip
     if "file" in found:
         output.note(f"kept as the evidence of preset {found['preset']!r} in {found['file']}")
 

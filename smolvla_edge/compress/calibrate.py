@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from smolvla_edge.backends import open_backend
 from smolvla_edge.codes import stacked_with
 from smolvla_edge.compress.observations import Observations
-from smolvla_edge.errors import QuantizationError
+from smolvla_edge.errors import NonFiniteError, QuantizationError
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy
 from smolvla_edge.source import Source
@@ -113,12 +113,18 @@ def layer_inputs(
         for number, seen in enumerate(observations):
             if progress is not None:
                 progress(number, len(observations))
-            policy.predict(seen.images, seen.state, seen.task, seed=seed + number)
+            fault: NonFiniteError | None = None
+            try:
+                policy.predict(seen.images, seen.state, seen.task, seed=seed + number)
+            except NonFiniteError as error:  # the layer says more than the actions do
+                fault = error
             for key, tally in tallies.items():
                 if tally.broken:
                     raise QuantizationError(
                         f"{key}: observation {number} puts NaN or infinity into this layer"
-                    )
+                    ) from fault
+            if fault is not None:
+                raise fault
     finally:
         for hook in hooks:
             hook.remove()

@@ -166,30 +166,32 @@ def measure(
     `traced` observations. One policy is in memory at a time. Raises InputError when the two do not
     take the same observations.
     """
-    if candidate.contract.action_dim != reference.contract.action_dim:
-        raise InputError(
-            f"expected policies with as many actions, got {candidate.contract.action_dim} and "
-            f"{reference.contract.action_dim}"
-        )
+    _check_alike(candidate, reference)
     few = list(islice(iter(observations), traced))
 
-    def run(what: str, source: Source, compute: str | None) -> tuple[Any, list[Trace], Any]:
+    def run(what: str, source: Source, compute: str | None) -> tuple[Subject, Any]:
         subject = Subject(source, compute=compute, threads=threads)
-        chunks = subject.chunks(observations, seed, partial(progress, what))
-        return chunks, subject.traces(few, seed), subject.policy.provenance
+        return subject, subject.chunks(observations, seed, partial(progress, what))
 
-    exact, exact_traces, _ = run("reference, float32", reference, "float32")
+    subject, exact = run("reference, float32", reference, "float32")
+    exact_traces = subject.traces(few, seed)
     own = None
     if reference.compute != "float32":
-        own = ActionError.between(run(f"reference, {reference.compute}", reference, None)[0], exact)
-    got, traces, ran = run("candidate", candidate, None)
+        subject, rounded = run(f"reference, {reference.compute}", reference, None)
+        own = ActionError.between(rounded, exact)
+    subject, got = run("candidate", candidate, None)
+    traces, ran = subject.traces(few, seed), subject.policy.provenance
     return {
         "smolvla_edge": __version__,
         "machine": {name: ran.get(name) for name in ("backend", "isa", "threads")},
+        "device": None,  # of times; an error is the same on every device
         "plan": ran["plan"],
         "reference": {"name": reference.provenance["source"],
                       "bundle": reference.provenance["bundle"], "compute": "float32"},
-        "observations": observations.evidence(),
+        "observations": {
+            **observations.evidence(),
+            "fitted_to_it": _calibration(candidate) == (observations.kind, observations.name),
+        },
         "seed": seed,
         "action_error": ActionError.between(got, exact).to_json(),
         "reference_as_it_runs": None if own is None else own.to_json(),
@@ -197,6 +199,27 @@ def measure(
         "signal_to_noise_db": signal_to_noise(traces, exact_traces),
         "closed_loop": None,
     }  # fmt: skip
+
+
+def _check_alike(candidate: Source, reference: Source) -> None:
+    pairs = {
+        "actions": (candidate.contract.action_dim, reference.contract.action_dim),
+        "rows in a chunk": (candidate.model.chunk_size, reference.model.chunk_size),
+        "denoise steps": (candidate.model.num_steps, reference.model.num_steps),
+        "pixels": (candidate.model.resize, reference.model.resize),
+        "cameras": (list(candidate.contract.cameras), list(reference.contract.cameras)),
+        "numbers of state": (candidate.contract.state_dim, reference.contract.state_dim),
+    }
+    for what, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise InputError(f"expected policies with the same {what}, got {ours} and {theirs}")
+
+
+def _calibration(source: Source) -> tuple[Any, Any] | None:
+    """The kind and name of the observations that its weights were fitted to, if any."""
+    quantized = source.provenance.get("quantized")
+    found = quantized.get("calibration") if isinstance(quantized, Mapping) else None
+    return (found.get("kind"), found.get("name")) if isinstance(found, Mapping) else None
 
 
 def signal_to_noise(traces: Sequence[Trace], exact: Sequence[Trace]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,21 @@ def _write(
     layouts = [TensorLayout(n, _STORED[str(a.dtype)], a.shape) for n, a in arrays.items()]
     layouts += [TensorLayout(name, entry.dtype, entry.shape) for name, entry in plain.items()]
     weight_files = {entry.path for entry in source.tensors.values()}
-    target.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.copytree(path, target / path.name)
-        elif path not in weight_files and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, target / path.name)
-    with SafetensorsWriter(target / "model.safetensors", layouts, {"format": "pt"}) as writer:
-        for layout in writer.order:
-            if layout.name in arrays:
-                writer.write(layout.name, np.ascontiguousarray(arrays[layout.name]))
-            else:
-                writer.write(layout.name, iter_tensor_bytes(plain[layout.name]))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # There under its name when it is complete.
+    with tempfile.TemporaryDirectory(".partial", f".{target.name}.", target.parent) as scratch:
+        made = Path(scratch) / target.name
+        made.mkdir()
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.copytree(path, made / path.name)
+            elif path not in weight_files and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, made / path.name)
+        with SafetensorsWriter(made / "model.safetensors", layouts, {"format": "pt"}) as writer:
+            for layout in writer.order:
+                if layout.name in arrays:
+                    writer.write(layout.name, np.ascontiguousarray(arrays[layout.name]))
+                else:
+                    writer.write(layout.name, iter_tensor_bytes(plain[layout.name]))
+        os.rename(made, target)
     return writer.file_bytes

@@ -44,12 +44,9 @@ def gptq(weight: NDArray[np.float32], form: CodeFormat, hessian: NDArray[np.floa
         errors = np.zeros_like(block)
         for k in range(begin, end):
             if k % size == 0:
+                # A group lies within a block, or begins with the first: it has seen all errors.
                 last = min(columns, k + size)
-                # Columns of the group behind this block have not seen the block's errors yet.
-                now = left[:, k:last].copy()
-                if last > end:
-                    now[:, end - k :] -= errors @ upper[begin:end, end:last]
-                scales[:, k // size] = _best_scales(now, importance[k:last], form)
+                scales[:, k // size] = _best_scales(left[:, k:last], importance[k:last], form)
             scale = scales[:, k // size]
             inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
             column = block[:, k - begin]

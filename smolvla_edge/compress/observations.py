@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolvla_edge.contract import EMPTY_CAMERA
-from smolvla_edge.errors import QuantizationError
+from smolvla_edge.errors import DatasetError, QuantizationError
 from smolvla_edge.image_file import read_image
 from smolvla_edge.preprocess import unnormalize
 from smolvla_edge.source import Source
@@ -71,6 +71,11 @@ class Observations:
             replace(self, count=first, _make=lambda: islice(iter(self), first)),
             replace(self, count=last, _make=lambda: islice(iter(self), first, None)),
         )
+
+    def first(self, count: int) -> Observations:
+        """At most so many of them, kept in memory."""
+        kept = list(islice(iter(self), count))
+        return replace(self, count=len(kept), _make=lambda: iter(kept))
 
     def evidence(self) -> dict[str, Any]:
         """What a number measured on them rests on, with a digest of their contents."""
@@ -131,12 +136,17 @@ def synthetic_state(random: np.random.Generator, source: Source) -> NDArray[np.f
 def _synthetic(source: Source, count: int, seed: int) -> Iterator[Observation]:
     model = source.model
     size = model.resize or (model.image_size, model.image_size)
-    cameras = [c for c in source.contract.cameras if not c.startswith(EMPTY_CAMERA)]
-    names = source.contract.robot_names()
+    cameras = _cameras(source)
     for number in range(count):
         random = np.random.default_rng([seed, number])
-        frames = {names[camera]: synthetic_frame(random, size) for camera in cameras}
+        frames = {camera: synthetic_frame(random, size) for camera in cameras}
         yield Observation(frames, synthetic_state(random, source), _TASK)
+
+
+def _cameras(source: Source) -> list[str]:
+    """Those that a robot has, by its own names."""
+    names = source.contract.robot_names()
+    return [names[c] for c in source.contract.cameras if not c.startswith(EMPTY_CAMERA)]
 
 
 def _from_dataset(
@@ -150,18 +160,25 @@ def _from_dataset(
         raise QuantizationError(
             f"{folder}: expected {count} frames or more, got {recorded.info.frames}"
         )
-    names = match_cameras(recorded, list(source.contract.cameras), rename)
+    names = match_cameras(recorded, _cameras(source), rename)
     wanted = np.linspace(0, recorded.info.frames - 1, count).round().astype(int).tolist()
 
     def make() -> Iterator[Observation]:
+        made = 0
         for episode in recorded.episodes:
             mine = [n - episode.first for n in wanted if 0 <= n - episode.first < episode.length]
             if not mine:
                 continue
             for number, frame in enumerate(recorded.frames(episode.index, list(names))):
                 if number in mine:
+                    made += 1
                     images = {names[name]: image for name, image in frame.images.items()}
                     yield Observation(images, frame.state, frame.task)
+        if made != count:
+            raise DatasetError(
+                f"{folder}: info.json promises {recorded.info.frames} frames, but {made} of the "
+                f"{count} that were drawn from them are there"
+            )
 
     return Observations("dataset", str(folder), count, make)
 
@@ -195,6 +212,6 @@ def _parse(raw: Any, folder: Path, where: str) -> tuple[dict[str, Path], NDArray
         raise QuantizationError(f"{where}: task: expected text, got {task!r:.80}")
     paths = {camera: folder / file for camera, file in images.items()}
     for path in paths.values():
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if "\0" in str(path) or not path.resolve().is_relative_to(folder.resolve()):
             raise QuantizationError(f"{where}: {path} lies outside the folder")
     return paths, np.asarray(state, np.float32), task

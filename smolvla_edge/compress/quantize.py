@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from smolvla_edge.bundle import Bundle
-from smolvla_edge.bundle_writer import Contents, put_bundle
+from smolvla_edge.bundle_writer import Contents, check_target, check_tokenizer, put_bundle
 from smolvla_edge.codes import INPUT_SCALE, SCALE, CodeFormat
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.compress.recipe import Recipe
@@ -37,9 +38,10 @@ def quantize(
     torch). Other matrices of a checkpoint are stored in bfloat16 (as `convert --dtype bfloat16`
     does); those of a bundle stay as they are. The bundle computes in bfloat16 where weights are no
     codes. Raises QuantizationError for a source that holds codes already, BundleError for the
-    target.
+    target, TokenizerError for a checkpoint whose tokenizer is missing or malformed.
     """
     refuse_codes(source)
+    check_target(Path(dest), force)
     formats = recipe.formats(source.model)
     if observations is None:
         solution = rounded(source, formats, progress)
@@ -68,7 +70,9 @@ def write_codes(
     force: bool = False,
     command: str | None = None,
 ) -> Bundle:
-    """The bundle of a solution. Raises BundleError for the target."""
+    """The bundle of a solution. Raises BundleError for the target, TokenizerError."""
+    if source.bundle is None:
+        check_tokenizer(str(source.provenance["source"]), source.tokenizer_file, source.contract)
     formats = solution.formats()
     contents = Contents(
         model=source.model,

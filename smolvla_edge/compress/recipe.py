@@ -27,6 +27,7 @@ from smolvla_edge.codes import CodeFormat, may_be_codes, stacked_with
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.errors import QuantizationError
 from smolvla_edge.names import expected_tensors
+from smolvla_edge.presets import EXACT
 
 KEPT = 16  # bits of a weight that stays as it is
 
@@ -127,7 +128,10 @@ def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
         kept = item["bits"] == KEPT
         form = None if kept else CodeFormat(item["bits"], item.get("group_size"))
         parsed.append(Rule(item["match"], form))
-    return Recipe(str(raw.get("name", Path(where).stem)), tuple(parsed))
+    name = raw.get("name", Path(where).stem)
+    if not isinstance(name, str) or name in ("", EXACT):
+        raise QuantizationError(f"{where}: name: expected text other than {EXACT!r}, got {name!r}")
+    return Recipe(name, tuple(parsed))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -138,5 +142,5 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:  # TOMLDecodeError is a ValueError
         raise QuantizationError(f"{path}: expected a TOML file: {cause}") from cause

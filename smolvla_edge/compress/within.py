@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smolvla_edge.bundle import Bundle
+from smolvla_edge.bundle_writer import check_target
 from smolvla_edge.compress.auto import Attempt, Formats, lengthen
 from smolvla_edge.compress.evidence import ActionError, Subject
 from smolvla_edge.compress.observations import Observations
@@ -43,13 +44,16 @@ def quantize_within(
     """
     refuse_codes(source)
     beginning = recipe.formats(source.model)
-    few = held_out
-    if len(held_out) > _FOR_EACH_LAYER:
-        few, _ = held_out.split(len(held_out) - _FOR_EACH_LAYER)
-    costs = list(sensitivity(source, beginning, few, seed=seed, threads=threads, progress=progress))
+    check_target(Path(dest), force)
+    # Noises that calibration, which counts from `seed`, does not draw.
+    held_seed = seed + len(observations)
+    few = held_out.first(_FOR_EACH_LAYER)
+    costs = list(
+        sensitivity(source, beginning, few, seed=held_seed, threads=threads, progress=progress)
+    )
     inputs = gather(source, beginning, observations, seed=seed, threads=threads, progress=progress)
     exact = Subject(source, compute="float32", threads=threads).chunks(
-        held_out, seed, lambda done, total: progress("the exact policy", done, total)
+        held_out, held_seed, lambda done, total: progress("the exact policy", done, total)
     )
     notes = {"calibration": observations.evidence(), "seed": seed}
     target = Path(dest)
@@ -61,7 +65,7 @@ def quantize_within(
             tried = write_codes(source, Path(folder) / "bundle", recipe.name, solution)
             subject = Subject(open_source(tried.path), threads=threads)
             got = subject.chunks(
-                held_out, seed, lambda done, total: progress("measuring", done, total)
+                held_out, held_seed, lambda done, total: progress("measuring", done, total)
             )
         return ActionError.between(got, exact).rms_of_range
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from smolvla_edge.codes import INPUT_SCALE, SCALE
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.safetensors_file import TensorEntry
 
 _PANEL = 32  # outputs of a packed weight come in panels of this many (csrc/cpu/pack.h)
 _MAPPED = "text.embed.weight"  # gathered from the file, never copied
 _TABLE = "vision.position.weight"  # added in float32, and kept so
+_KEPT_BYTES = {"BF16": 2, "I8": 1, "U8": 1}  # of an element as it is packed; of U8 two codes
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,10 @@ def reference_need(core: Any, threads: int) -> Need:
 
 
 def _packed(name: str, entry: TensorEntry) -> int:
-    """Matrices in bfloat16 stay so, float16 is widened; outputs are padded to whole panels.
-
-    Vectors and the position table are float32.
+    """Matrices in bfloat16 and of codes stay so, float16 is widened; outputs are padded to whole
+    panels. Vectors, scales of codes and the position table are float32.
     """
-    if len(entry.shape) < 2 or name == _TABLE:
+    if len(entry.shape) < 2 or name == _TABLE or name.endswith((SCALE, INPUT_SCALE)):
         return prod(entry.shape) * 4
     out = -(-entry.shape[0] // _PANEL) * _PANEL
-    return out * prod(entry.shape[1:]) * (2 if entry.dtype == "BF16" else 4)
+    return out * prod(entry.shape[1:]) * _KEPT_BYTES.get(entry.dtype, 4)

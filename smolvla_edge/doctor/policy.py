@@ -219,12 +219,15 @@ def check_presets(bundle: Bundle, device: str) -> Finding:
         message = "none: every call uses the exact plan unless a program says otherwise"
         return Finding("policy", "presets", PASS, message, facts=facts)
     here = [name for name, where in facts["presets"].items() if where == device]
+    timeless = [name for name, where in facts["presets"].items() if where == _NO_TIMES]
     elsewhere = [
         f"{name} ({where or 'unmeasured'})"
         for name, where in facts["presets"].items()
-        if where != device
+        if where not in (device, _NO_TIMES)
     ]
     message = f"measured on this device ({device}): {', '.join(here) or 'none'}"
+    if timeless:
+        message += f"; its error measured, no times: {', '.join(timeless)}"
     if elsewhere:
         return Finding(
             "policy",
@@ -237,10 +240,15 @@ def check_presets(bundle: Bundle, device: str) -> Finding:
     return Finding("policy", "presets", PASS, message, facts=facts)
 
 
+_NO_TIMES = "no times"
+
+
 def _measured_on(preset: Preset) -> str | None:
-    """The device of a preset's evidence; None when it has none, or does not say."""
-    device = (preset.evidence or {}).get("device")
-    return device if isinstance(device, str) and device else None
+    """The device of a preset's evidence, _NO_TIMES when it names none; None without evidence."""
+    if not preset.evidence:
+        return None
+    device = preset.evidence.get("device")
+    return device if isinstance(device, str) and device else _NO_TIMES
 
 
 def check_no_policy() -> Finding:

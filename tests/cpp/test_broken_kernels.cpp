@@ -62,7 +62,7 @@ template <const DotKernels* Kernels::* TABLE>
 const DotKernels* short_dots() {
     return short_dots<TABLE>(std::make_integer_sequence<int, kMaxTileRows>());
 }
-// One code of a row in 128 steps instead of 127.
+// Scales as if the largest code were 128 instead of 127.
 void coarse_rows(const float* x, ptrdiff_t ldx, int rows, int columns, Storage from, float* y,
                  ptrdiff_t ldy) {
     whole.quantize_rows(x, ldx, rows, columns, from, y, ldy);

@@ -54,7 +54,7 @@ struct Rows {
     float* at(int r) { return data.data() + 1 + r * ld; }  // not aligned to a vector
 };
 
-// A panel of codes [4 * words][32] as pack.cpp lays it out for these kernels.
+// A panel of codes [4 * words][32] as pack_codes.cpp lays it out for these kernels.
 std::vector<uint8_t> packed(const std::vector<int>& codes, int words, bool four, CodeOrder order) {
     const int run = order.run;
     std::vector<uint8_t> bytes(size_t(words) * (four ? 64 : 128));
@@ -222,7 +222,7 @@ int main() {
     for (int columns : {1, 16, 32, 33, 64, 96, 320, 720, 960})
         for (int group : {8, 16, 32, code_words(columns)}) test_products(isas, columns, group, 0);
     test_products(isas, 3072, code_words(3072), 0);
-    // The longest sums (backend.cpp refuses longer rows), all of +-127.
+    // The longest sums (pack_codes.cpp refuses longer rows), all of +-127.
     for (int most : {127, -127}) test_products(isas, kMaxCodes, code_words(kMaxCodes), most);
     test_rows_to_codes(isas);
     test_row_scales(isas);

@@ -120,7 +120,7 @@ void change_entry(std::vector<TensorEntry>& entries, const std::string& folder, 
     const size_t at = in.below(entries.size());
     TensorEntry& e = entries[at];
     switch (what % 10) {
-        case 0: e.dtype = static_cast<DType>(in.take<uint8_t>() % 3); break;
+        case 0: e.dtype = static_cast<DType>(in.take<uint8_t>() % 5); break;
         case 1: e.offset = static_cast<uint64_t>(in.integer()); break;
         case 2: e.bytes = static_cast<uint64_t>(in.integer()); break;
         case 3:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +12,20 @@ from cli_helpers import refused
 from policy_helpers import tiny_checkpoint
 
 from smolvla_edge.bundle import read_bundle
+from smolvla_edge.bundle_writer import write_bundle
+from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.compress.auto import RUNGS, lengthen
 from smolvla_edge.compress.evidence import ActionError, Subject, measure, signal_to_noise
-from smolvla_edge.compress.observations import find_observations
+from smolvla_edge.compress.observations import LIST_FILE, find_observations
 from smolvla_edge.compress.quantize import quantize
-from smolvla_edge.compress.recipe import RECIPES
+from smolvla_edge.compress.recipe import RECIPES, parse_recipe
 from smolvla_edge.compress.sensitivity import GroupError, groups_of, sensitivity
 from smolvla_edge.compress.within import quantize_within
-from smolvla_edge.errors import PlanError, QuantizationError
+from smolvla_edge.errors import InputError, PlanError, QuantizationError
 from smolvla_edge.noise import normal
-from smolvla_edge.presets import PRESETS_FILE, read_presets
+from smolvla_edge.plan import Plan
+from smolvla_edge.presets import PRESETS_FILE, Preset, read_presets, write_preset
 from smolvla_edge.source import open_source
 
 
@@ -162,8 +167,8 @@ class TestLengthening:
         assert len(told) > 1 and told[0].rms_of_range > 0.006 >= told[-1].rms_of_range
         bits = {name: (form.bits, form.group_size) for name, form in told[-1].formats.items()}
         assert {name: (form.bits, form.group_size) for name, form in made.codes.items()} == bits
-        exact = Subject(source, compute="float32", threads=1).chunks(held_out, 0)
-        again = Subject(open_source(made.path), threads=1).chunks(held_out, 0)
+        exact = Subject(source, compute="float32", threads=1).chunks(held_out, 2)
+        again = Subject(open_source(made.path), threads=1).chunks(held_out, 2)
         assert ActionError.between(again, exact).rms_of_range == told[-1].rms_of_range
         assert [p.name for p in tmp_path.iterdir()] == ["b"]
         with pytest.raises(QuantizationError, match="allow more"):
@@ -189,8 +194,41 @@ class TestCommands:
         refused(cli("verify", plain, *words), "a quantised bundle")
         refused(cli("verify", plain, "--frames", "synthetic"), "go with --against")
 
-    def test_the_evidence_is_kept_with_the_bundle(self, cli, balanced):
-        words = ("--against", "exact", "--frames", "synthetic", "--save", "--json")
+    def test_exact_is_what_the_bundle_was_made_from_and_nothing_else(self, cli, source, tmp_path):
+        origin = write_bundle(read_checkpoint(source.provenance["source"]), tmp_path / "origin")
+        made = quantize(open_source(origin.path), tmp_path / "made", RECIPES["int8"])
+        words = ("--against", "exact", "--frames", "synthetic", "--observations", "1")
+        assert cli("verify", made.path, *words).code == 0
+        shutil.rmtree(origin.path)
+        other = read_checkpoint(source.provenance["source"])
+        write_bundle(other, tmp_path / "origin", dtype="bfloat16")
+        refused(cli("verify", made.path, *words), "is not what the bundle was made from")
+        shutil.rmtree(origin.path)
+        refused(cli("verify", made.path, *words), "which is not there")
+
+    def test_evidence_is_of_recorded_observations(self, cli, balanced):
+        words = ("--against", "exact", "--frames", "synthetic", "--save")
+        refused(cli("verify", balanced.path, *words), "not of synthetic ones")
+
+    def test_the_reference_is_no_presets_name(self, balanced):
+        preset = Preset("exact", Plan.exact(4), {})
+        with pytest.raises(PlanError, match="cannot be a preset's name"):
+            write_preset(balanced.path, balanced.digest, preset)
+        with pytest.raises(QuantizationError, match="expected text other than 'exact'"):
+            parse_recipe({"name": "exact", "rules": [{"match": "*", "bits": 8}]}, "x.toml")
+
+    def test_policies_that_differ_in_more_than_numbers_are_refused(self, source):
+        other = replace(source, model=replace(source.model, num_steps=2))
+        with pytest.raises(InputError, match="the same denoise steps"):
+            measure(other, source, find_observations(source, "synthetic", 1))
+
+    def test_the_evidence_is_kept_with_the_bundle(self, cli, balanced, tmp_path):
+        frame = b"P6\n64 64\n255\n" + bytes(range(256)) * 48
+        (tmp_path / "frame.ppm").write_bytes(frame)
+        cameras = dict.fromkeys(open_source(balanced.path).contract.cameras, "frame.ppm")
+        item = {"images": cameras, "state": [0.0] * 6, "task": "pick it up"}
+        (tmp_path / LIST_FILE).write_text(json.dumps({"observations": [item] * 300}))
+        words = ("--against", "exact", "--frames", tmp_path, "--save", "--json")
         found = cli("verify", balanced.path, *words)
         assert found.code == 0, found.err
         preset = read_presets(balanced.path, balanced.digest)["balanced"]

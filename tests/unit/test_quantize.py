@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,14 @@ from smolvla_edge.compress.observations import LIST_FILE, find_observations
 from smolvla_edge.compress.quantize import quantize, write_codes
 from smolvla_edge.compress.recipe import RECIPES, Recipe, Rule
 from smolvla_edge.compress.solve import Solution, weight_of
-from smolvla_edge.errors import BackendError, BundleError, CheckpointError, QuantizationError
+from smolvla_edge.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    DatasetError,
+    InputError,
+    QuantizationError,
+)
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
 from smolvla_edge.safetensors_file import as_float32, read_tensor
@@ -175,6 +183,9 @@ class TestRefusals:
     def test_a_description_that_does_not_fit(self, bundles, tmp_path):
         name = "expert.layers.0.mlp.down.weight"
 
+        def form(bits, size=None):
+            return {"bits": bits, "group_size": size, "input_scale": False}
+
         def other_group(data):
             data["codes"][name]["group_size"] = 48
 
@@ -182,30 +193,38 @@ class TestRefusals:
             del data["codes"][name]
 
         def table_of_4_bits(data):
-            data["codes"]["text.embed.weight"] = {"bits": 4, "group_size": 32}
+            data["codes"]["text.embed.weight"] = form(4, 32)
 
         def unknown(data):
-            data["codes"]["vision.nothing"] = {"bits": 8, "group_size": None}
+            data["codes"]["vision.nothing"] = form(8)
 
         def embedding(data):
-            data["codes"]["text.embed.weight"] = {"bits": 8, "group_size": None}
+            data["codes"]["text.embed.weight"] = form(8)
 
         def no_scales(data):
             del data["tensors"][name + SCALE]
 
         def half_a_stack(data):
-            data["codes"]["text.layers.0.attn.q.weight"] = {"bits": 4, "group_size": 32}
+            data["codes"]["text.layers.0.attn.q.weight"] = form(4, 32)
 
-        for change in (
-            other_group,
-            no_codes,
-            unknown,
-            table_of_4_bits,
-            embedding,
-            no_scales,
-            half_a_stack,
+        def real_bits(data):
+            data["codes"][name]["bits"] = 4.0
+
+        def list_of_bits(data):
+            data["codes"][name]["bits"] = [4]
+
+        for change, words in (
+            (other_group, "groups of 32, 64 or 128"),
+            (real_bits, "groups of 32, 64 or 128"),
+            (list_of_bits, "groups of 32, 64 or 128"),
+            (no_codes, "tensors: missing nothing|tensors: missing"),
+            (unknown, "codes of unknown tensors"),
+            (table_of_4_bits, "cannot be stored as w4a8 g32"),
+            (embedding, r"missing \['text.embed.weight.scale'\]"),
+            (no_scales, r"missing \['expert.layers.0.mlp.down.weight.scale'\]"),
+            (half_a_stack, "the weights it is computed with"),
         ):
-            with pytest.raises(BundleError):
+            with pytest.raises(BundleError, match=words):
                 read_bundle(self.damaged(bundles, tmp_path / change.__name__, change))
 
     def test_a_flipped_bit_and_a_cut_file(self, bundles, tmp_path):
@@ -242,7 +261,16 @@ class TestRefusals:
         def mixed_stack(tensors):
             tensors[query] = open_source(source.provenance["source"]).tensors[query]
 
-        for change, words in ((missing_scale, "is missing"), (foreign_scale, "groups of 32")):
+        def scales_of_floats(tensors):
+            scale = tensors[query + SCALE]
+            tensors[scale.name] = replace(scale, dtype="BF16", nbytes=scale.nbytes // 2)
+
+        for change, words in (
+            (missing_scale, "is missing"),
+            (foreign_scale, "groups of 32"),
+            (mixed_stack, "one format"),
+            (scales_of_floats, "scales of F32"),
+        ):
             with pytest.raises((CheckpointError, BackendError), match=words):
                 open_with(change)
         raw = bytearray(source.tensors[query].path.read_bytes())
@@ -323,9 +351,57 @@ class TestCalibration:
         originals = list(seen)
         broken = [originals[0], type(originals[1])(originals[1].images, STATE * np.nan, TASK)]
         seen._make = lambda: iter(broken)
-        with pytest.raises(Exception, match="finite"):
+        with pytest.raises(InputError, match="finite"):
             quantize(source, tmp_path / "b", RECIPES["balanced"], seen)
         assert not (tmp_path / "b").exists()
+
+    def test_a_layer_that_gives_nan_is_named(self, checkpoint, tmp_path):
+        """The observation is right and a weight is not: the layer behind it says so."""
+        shutil.copytree(checkpoint, tmp_path / "c")
+        entry = open_source(tmp_path / "c").tensors["text.layers.1.norm2.weight"]
+        data = bytearray(entry.path.read_bytes())
+        width = entry.nbytes // entry.shape[0]
+        nan = np.float32(np.nan).tobytes()[-width:]
+        data[entry.offset : entry.offset + width] = nan
+        entry.path.write_bytes(data)
+        source = open_source(tmp_path / "c")
+        seen = find_observations(source, "synthetic", 2)
+        with pytest.raises(
+            QuantizationError, match=r"text\.layers\.1\.mlp\.gate_up: observation 0"
+        ):
+            quantize(source, tmp_path / "b", RECIPES["balanced"], seen)
+        assert not (tmp_path / "b").exists()
+
+    def test_a_dataset_of_a_policy_with_an_empty_camera(self, tmp_path):
+        """Only what a robot has is looked for in the recording, by the robot's names."""
+        pytest.importorskip("pyarrow")
+        pytest.importorskip("PIL")
+        from smolvla_edge.dataset import DatasetWriter
+        from smolvla_edge.dataset.layout import Feature
+        from smolvla_edge.synthetic import make_checkpoint
+
+        folder = make_checkpoint(
+            tmp_path / "c", "tiny", cameras=["observation.images.one"], state_dim=6, action_dim=6,
+            overrides={"empty_cameras": 1},
+        )  # fmt: skip
+        features = {"observation.images.top": Feature("image", (32, 32, 3)),
+                    "observation.state": Feature("float32", (6,)),
+                    "action": Feature("float32", (6,))}  # fmt: skip
+        frames = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones(
+            (1, 32, 32, 3), np.uint8
+        )
+        with DatasetWriter(tmp_path / "set", 10, features) as writer:
+            writer.add({"observation.images.top": frames, "observation.state": np.zeros((5, 6)),
+                        "action": np.zeros((5, 6))}, TASK)  # fmt: skip
+        names = {"observation.images.top": "observation.images.one"}
+        source = open_source(folder, rename=names)
+        seen = find_observations(source, str(tmp_path / "set"), 3)
+        assert [int(o.images["observation.images.top"][0, 0, 0]) for o in seen] == [0, 2, 4]
+        policy = load(folder, rename=names)
+        first = next(iter(seen))
+        assert policy.predict(first.images, first.state, first.task, seed=0).actions.shape[1] == 6
+        with pytest.raises(DatasetError, match="--rename DATASET="):
+            find_observations(open_source(folder), str(tmp_path / "set"), 3)
 
     def test_pictures_with_a_list(self, checkpoint, tmp_path):
         source = open_source(checkpoint)
@@ -341,7 +417,8 @@ class TestCalibration:
         with pytest.raises(QuantizationError, match="list of 4 or more"):
             find_observations(source, str(tmp_path), 4)
         for bad in ({"images": {}}, {**item, "state": "x"}, {**item, "task": 3},
-                    {**item, "images": {names[0]: "../out.ppm"}}):  # fmt: skip
+                    {**item, "images": {names[0]: "../out.ppm"}},
+                    {**item, "images": {names[0]: "a\0.ppm"}}):  # fmt: skip
             (tmp_path / LIST_FILE).write_text(json.dumps({"observations": [bad]}))
             with pytest.raises(QuantizationError):
                 find_observations(source, str(tmp_path), 1)
@@ -462,9 +539,27 @@ class TestCommand:
         inspected = cli("inspect", tmp_path / "c")
         assert inspected.code == 0 and "w4a8 g64" in inspected.out
 
+    def test_without_a_tokenizer_it_is_refused(self, cli, checkpoint, tmp_path):
+        shutil.copytree(checkpoint, tmp_path / "c")
+        for file in (tmp_path / "c").rglob("tokenizer.json"):
+            file.unlink()
+        found = cli("quantize", tmp_path / "c", tmp_path / "b", "--recipe", "int8")
+        refused(found, "no tokenizer.json was found")
+        assert not (tmp_path / "b").exists()
+
+    @pytest.mark.parametrize("text", [b"\xff", b"rules = 3", b"name = ''", b"[[[["])
+    def test_a_recipe_that_is_none(self, cli, checkpoint, tmp_path, text):
+        pytest.importorskip("tomllib")
+        (tmp_path / "r.toml").write_bytes(text)
+        found = cli("quantize", checkpoint, tmp_path / "b", "--recipe", tmp_path / "r.toml")
+        refused(found, "r.toml")
+
     def test_synthetic_data_is_called_so(self, cli, checkpoint, tmp_path):
         pytest.importorskip("torch")
         words = ("--data", "synthetic", "--observations", "2")
         result = cli("quantize", checkpoint, tmp_path / "b", *words)
         assert result.code == 0, result.err
         assert "synthetic noise" in result.err and "2 observations, synthetic" in result.out
+        assert any(name.endswith(INPUT_SCALE) for name in read_bundle(tmp_path / "b").tensors)
+        inspected = cli("inspect", tmp_path / "b")
+        assert inspected.code == 0, inspected.err

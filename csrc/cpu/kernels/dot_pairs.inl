@@ -61,7 +61,9 @@ void dot_tile(const float* x, ptrdiff_t ldx, const CodePanel& panel, float* out,
     static_assert(VECTORS == 1, "sixteen columns at a time");
     const char* ahead = static_cast<const char*>(next);
     dot_half<ROWS, Weights>(x, ldx, panel, 0, out, ldo, ahead);
-    dot_half<ROWS, Weights>(x, ldx, panel, 1, out, ldo, ahead ? ahead + 128 : nullptr);
+    // Of int4 codes the first half has fetched the whole next panel.
+    if (ahead) ahead = Weights::kRunBytes > 128 ? ahead + 128 : nullptr;
+    dot_half<ROWS, Weights>(x, ldx, panel, 1, out, ldo, ahead);
 }
 
 #include "cpu/kernels/dot_table.inl"

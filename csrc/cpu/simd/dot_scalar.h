@@ -1,7 +1,7 @@
 // Integer products in plain C++: the reference that every other ISA must equal. A word holds four
 // activations in int8; a row of a panel holds four codes of each of 32 columns.
 //
-// Codes8: byte 4 c + i of the row is the code of column c at k = i, plus the ISA's kOffset.
+// Codes8: byte 4 c + i of the row is the code of column c at k = i, plus the ISA's kOrder.offset.
 // Codes4: byte 4 c + i holds column c in its low half and column c + 16 in its high half, each plus
 // 8 on every ISA.
 
