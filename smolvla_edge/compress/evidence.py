@@ -217,7 +217,7 @@ def _check_alike(candidate: Source, reference: Source) -> None:
 
 def _calibration(source: Source) -> tuple[Any, Any] | None:
     """The kind and name of the observations that its weights were fitted to, if any."""
-    quantized = source.provenance.get("quantized")
+    quantized = {} if source.bundle is None else source.bundle.provenance.get("quantized")
     found = quantized.get("calibration") if isinstance(quantized, Mapping) else None
     return (found.get("kind"), found.get("name")) if isinstance(found, Mapping) else None
 

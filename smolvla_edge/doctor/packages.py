@@ -24,6 +24,7 @@ EXTRAS = {
     "viz": {"matplotlib": "3.7", "pillow": "10"},
     "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
     "ray": {"ray": "2.9"},
+    "quant": {"torch": "2.2", "bitsandbytes": "0.45"},
     "sim": {
         "metaworld": "3.0.0",
         "mujoco": "3.8.1",
@@ -39,6 +40,7 @@ _PURPOSE = {
     "viz": "plots, and image files other than PPM",
     "data": "recorded LeRobot datasets",
     "ray": "eval on a cluster",
+    "quant": "quantize --data, and bitsandbytes' formats",
     "sim": "eval, and the demo's closed loop",
 }
 

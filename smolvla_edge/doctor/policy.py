@@ -244,11 +244,13 @@ _NO_TIMES = "no times"
 
 
 def _measured_on(preset: Preset) -> str | None:
-    """The device of a preset's evidence, _NO_TIMES when it names none; None without evidence."""
-    if not preset.evidence:
-        return None
-    device = preset.evidence.get("device")
-    return device if isinstance(device, str) and device else _NO_TIMES
+    """The device of a preset's evidence, _NO_TIMES when it has errors alone (device null); None
+    when it has none, or does not say."""
+    evidence = preset.evidence or {}
+    if "device" in evidence and evidence["device"] is None:
+        return _NO_TIMES
+    device = evidence.get("device")
+    return device if isinstance(device, str) and device else None
 
 
 def check_no_policy() -> Finding:

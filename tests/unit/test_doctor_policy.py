@@ -169,6 +169,10 @@ class TestPresets:
     def test_measured_elsewhere_or_not(self, bundle, evidence, words):
         stands(self.write(bundle, evidence), WARN, words)
 
+    def test_an_error_is_the_same_everywhere(self, bundle):
+        finding = self.write(bundle, {"device": None, "action_error": {}})
+        stands(finding, PASS, "its error measured, no times: fast")
+
     def test_of_another_bundle(self, bundle):
         stands(self.write(bundle, None, bundle="0" * 64), FAIL, "other weights", "remove")
 

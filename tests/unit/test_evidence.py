@@ -195,10 +195,18 @@ class TestCommands:
         refused(cli("verify", plain, "--frames", "synthetic"), "go with --against")
 
     def test_exact_is_what_the_bundle_was_made_from_and_nothing_else(self, cli, source, tmp_path):
+        pytest.importorskip("torch")
         origin = write_bundle(read_checkpoint(source.provenance["source"]), tmp_path / "origin")
         made = quantize(open_source(origin.path), tmp_path / "made", RECIPES["int8"])
         words = ("--against", "exact", "--frames", "synthetic", "--observations", "1")
         assert cli("verify", made.path, *words).code == 0
+        fitted = quantize(
+            open_source(origin.path), tmp_path / "fitted", RECIPES["int8"],
+            find_observations(source, "synthetic", 2),
+        )  # fmt: skip
+        for path, seen in ((made.path, False), (fitted.path, True)):
+            found = cli("verify", path, *words, "--json").json["observations"]
+            assert found["fitted_to_it"] == seen
         shutil.rmtree(origin.path)
         other = read_checkpoint(source.provenance["source"])
         write_bundle(other, tmp_path / "origin", dtype="bfloat16")

@@ -258,8 +258,14 @@ class TestRefusals:
         def foreign_scale(tensors):
             tensors[down + SCALE] = tensors[query + SCALE]
 
+        def other_groups(tensors):
+            scale = tensors[down + SCALE]
+            rows, groups = scale.shape
+            tensors[scale.name] = replace(scale, shape=(rows // 2, 2 * groups))
+
         def mixed_stack(tensors):
-            tensors[query] = open_source(source.provenance["source"]).tensors[query]
+            origin = source.bundle.provenance["source"]
+            tensors[query] = open_source(origin).tensors[query]
 
         def scales_of_floats(tensors):
             scale = tensors[query + SCALE]
@@ -267,7 +273,8 @@ class TestRefusals:
 
         for change, words in (
             (missing_scale, "is missing"),
-            (foreign_scale, "groups of 32"),
+            (foreign_scale, "scales of F16"),
+            (other_groups, "groups of 32"),
             (mixed_stack, "one format"),
             (scales_of_floats, "scales of F32"),
         ):
