@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import MOST, CodeFormat, Codes, stored_scales
+from smolvla_edge.codes import MOST, CodeFormat, Codes
+from smolvla_edge.compress.scales import best_scales
 from smolvla_edge.errors import QuantizationError
 
 BLOCK = 128  # columns between updates of everything to their right
 DAMPING = 0.01  # of the mean of the Hessian's diagonal
-_SHRINK = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # scales tried, of the largest magnitude's
 
 
 def gptq(weight: NDArray[np.float32], form: CodeFormat, hessian: NDArray[np.float64]) -> Codes:
@@ -46,7 +46,7 @@ def gptq(weight: NDArray[np.float32], form: CodeFormat, hessian: NDArray[np.floa
             if k % size == 0:
                 # A group lies within a block, or begins with the first: it has seen all errors.
                 last = min(columns, k + size)
-                scales[:, k // size] = _best_scales(left[:, k:last], importance[k:last], form)
+                scales[:, k // size] = best_scales(left[:, k:last], importance[k:last], form)
             scale = scales[:, k // size]
             inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
             column = block[:, k - begin]
@@ -75,23 +75,3 @@ def _inverse_factor(
             f"the Hessian has no inverse ({cause}): expected more or other calibration data"
         ) from cause
     return np.ascontiguousarray(factor, np.float32)
-
-
-def _best_scales(
-    group: NDArray[np.float32], importance: NDArray[np.float64], form: CodeFormat
-) -> NDArray[np.float32]:
-    """Of the scales tried for each row of a group, those of least squared error, weighed."""
-    most = MOST[form.bits]
-    least = -most - (form.bits == 4)
-    largest = np.abs(group).max(axis=1)
-    weights = importance.astype(np.float32)
-    best = np.full(len(group), np.inf, np.float32)
-    chosen = np.zeros(len(group), np.float32)
-    for shrink in _SHRINK:
-        scale = stored_scales(largest * shrink / most, form)
-        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-        codes = np.clip(np.rint(group * inverse[:, None]), least, most)
-        error = ((group - codes * scale[:, None]) ** 2 * weights).sum(axis=1)
-        better = error < best
-        best[better], chosen[better] = error[better], scale[better]
-    return chosen

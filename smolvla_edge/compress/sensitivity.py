@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import CodeFormat, round_to_nearest, stacked_with
+from smolvla_edge.codes import CodeFormat, stacked_with
 from smolvla_edge.compress.evidence import ActionError, Subject
 from smolvla_edge.compress.observations import Observations
+from smolvla_edge.compress.scales import least_squares
 from smolvla_edge.compress.solve import weight_of
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorLayout
@@ -83,7 +84,7 @@ def _with_codes(
     source: Source, names: tuple[str, ...], form: CodeFormat, path: Path
 ) -> tuple[Source, int]:
     """The source with these weights as codes, which are written to `path`; the bytes saved."""
-    codes = {name: round_to_nearest(weight_of(source, name), form) for name in names}
+    codes = {name: least_squares(weight_of(source, name), form) for name in names}
     layouts: list[TensorLayout] = []
     stored: dict[str, NDArray[Any]] = {}
     saved = 0

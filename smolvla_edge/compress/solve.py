@@ -9,11 +9,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import CodeFormat, Codes, is_table, may_scale_inputs, round_to_nearest
+from smolvla_edge.codes import CodeFormat, Codes, is_table, may_scale_inputs
 from smolvla_edge.compress import smooth
 from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs, smoothed
 from smolvla_edge.compress.gptq import gptq
 from smolvla_edge.compress.observations import Observations
+from smolvla_edge.compress.scales import least_squares
 from smolvla_edge.errors import QuantizationError
 from smolvla_edge.safetensors_file import as_float32, read_tensor
 from smolvla_edge.source import Source
@@ -48,11 +49,11 @@ class Solution:
 def rounded(
     source: Source, formats: Mapping[str, CodeFormat], progress: Progress | None = None
 ) -> Solution:
-    """Round to nearest: no data, no search."""
+    """The nearest codes, without data (scales.py)."""
     codes = {}
     for number, (name, form) in enumerate(formats.items()):
         _say(progress, "rounding", number, len(formats))
-        codes[name] = _named(name, round_to_nearest, weight_of(source, name), form)
+        codes[name] = _named(name, least_squares, weight_of(source, name), form)
     _say(progress, "rounding", len(formats), len(formats))
     return Solution(codes, notes={"solver": "nearest"})
 
@@ -111,7 +112,7 @@ def fitted(
         if form.bits == 4 and hessian is not None:
             codes[name] = _named(name, partial(gptq, hessian=hessian), tensors[name], form)
         else:
-            codes[name] = _named(name, round_to_nearest, tensors[name], form)
+            codes[name] = _named(name, least_squares, tensors[name], form)
     _say(progress, "fitting", len(formats), len(formats))
     found = {"solver": "smooth+gptq", "smoothed": list(factors), **notes}
     own = {n: np.float32(1) / s for n, s in factors.items() if may_scale_inputs(n)}

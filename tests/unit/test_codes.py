@@ -18,6 +18,7 @@ from smolvla_edge.codes import (
 )
 from smolvla_edge.compress.gptq import gptq
 from smolvla_edge.compress.recipe import RECIPES, find_recipe, parse_recipe
+from smolvla_edge.compress.scales import least_squares
 from smolvla_edge.errors import QuantizationError
 
 FORMATS = [CodeFormat(8), *(CodeFormat(4, size) for size in GROUP_SIZES)]
@@ -188,3 +189,31 @@ class TestRecipes:
         with pytest.raises(QuantizationError, match="balanced, small"):
             find_recipe("tiny")
         assert find_recipe("balanced") is RECIPES["balanced"]
+
+
+class TestSearchedScales:
+    @pytest.mark.parametrize("size", [32, 64, 128])
+    @pytest.mark.parametrize("columns", [720, 40])
+    def test_no_group_is_worse_than_rounded(self, random, size, columns):
+        weight = random.standard_normal((24, columns)).astype(np.float32)
+        weight[3] = 0
+        form = CodeFormat(4, size)
+        error = []
+        for codes in (round_to_nearest(weight, form), least_squares(weight, form)):
+            squares = (codes.weight() - weight) ** 2
+            short = -columns % size
+            error.append(np.pad(squares, ((0, 0), (0, short))).reshape(24, -1, size).sum(axis=2))
+        assert (error[1] <= error[0] * (1 + 1e-6)).all()
+        assert error[1].sum() < 0.95 * error[0].sum() or size == 32
+
+    def test_eight_bits_are_rounded(self, random):
+        weight = random.standard_normal((5, 40)).astype(np.float32)
+        found, want = least_squares(weight, CodeFormat(8)), round_to_nearest(weight, CodeFormat(8))
+        assert np.array_equal(found.codes, want.codes)
+        assert np.array_equal(found.scales, want.scales)
+
+    def test_what_is_not_finite_is_refused(self, random):
+        weight = random.standard_normal((5, 40)).astype(np.float32)
+        weight[2, 3] = np.inf
+        with pytest.raises(QuantizationError, match="finite"):
+            least_squares(weight, CodeFormat(4, 32))
