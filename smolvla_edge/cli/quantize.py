@@ -80,7 +80,8 @@ def quantize(
 
     With --data the weights are fitted: inputs with outliers are smoothed (SmoothQuant), 4-bit
     weights chosen so that each layer's output stays (GPTQ), from the policy's own run over the
-    observations (extra torch). Without it they are rounded to nearest.
+    observations (extra torch); when that is interrupted, the same command goes on. Without it they
+    are rounded to nearest.
 
     With --max-error the recipe is where the search begins: every layer's own cost is measured, and
     the worst get more bits until the whole policy is close enough. If it never is, nothing is

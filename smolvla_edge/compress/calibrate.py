@@ -6,8 +6,9 @@ in the PyTorch reference (extra torch).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from smolvla_edge.backends import open_backend
 from smolvla_edge.codes import stacked_with
+from smolvla_edge.compress import calibration_state as state
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.errors import NonFiniteError, QuantizationError
 from smolvla_edge.plan import Plan
@@ -38,7 +40,7 @@ class LayerInputs:
     hessian: NDArray[np.float64] | None
 
 
-class _Tally:
+class Tally:
     """Sums over the rows that go into one linear layer."""
 
     def __init__(self, torch: Any, width: int, hessian: bool, random: Any) -> None:
@@ -61,6 +63,18 @@ class _Tally:
             self.sum.addmm_(x.T, x)
             self.rows += len(x)
 
+    def state(self) -> dict[str, Any]:
+        """Tensors that `restore` takes."""
+        counts = self.torch.tensor([self.rows, self.candidates])
+        kept = self.torch.stack(self.kept) if self.kept else self.largest.new_zeros((0, 1))
+        found = {"counts": counts, "largest": self.largest, "kept": kept}
+        return found if self.sum is None else {**found, "sum": self.sum}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.rows, self.candidates = state["counts"].tolist()
+        self.largest, self.kept = state["largest"], list(state["kept"])
+        self.sum = state.get("sum")
+
     def _keep(self, x: Any) -> None:
         """Of all candidate rows so far each is as likely to be kept (reservoir sampling)."""
         for row in self.torch.randint(len(x), (_CANDIDATES,), generator=self.random).tolist():
@@ -82,9 +96,11 @@ def layer_inputs(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> dict[str, LayerInputs]:
     """The inputs of `weights` (canonical names) over all observations; observation i draws its
-    noise from seed + i. Hessians are kept for the weights of `hessians`.
+    noise from seed + i. Hessians are kept for the weights of `hessians`. keep: a file in which an
+    interrupted calibration goes on.
 
     Raises MissingExtraError without torch; QuantizationError for NaN or infinity in a layer's
     input; InputError for an observation that does not fit the policy.
@@ -99,18 +115,27 @@ def layer_inputs(
     model: Any = backend.model  # type: ignore[attr-defined]
     random = torch.Generator().manual_seed(seed)
     cross = source.model.cross_expert_layers()
-    tallies: dict[str, _Tally] = {}  # weights that are computed together read the same rows
-    hooks = []
+    tallies: dict[str, Tally] = {}  # weights that are computed together read the same rows
+    modules = {}
     for name in weights:
         key = stacked_with(name, cross)
         wanted = any(stacked_with(other, cross) == key for other in hessians)
         if key in tallies:
             continue
         module = model.get_submodule(name.removesuffix(".weight"))
-        tallies[key] = _Tally(torch, module.weight.shape[1], wanted, random)
-        hooks.append(module.register_forward_pre_hook(tallies[key].see))
+        tallies[key] = Tally(torch, module.weight.shape[1], wanted, random)
+        modules[key] = module
+    begun, what = 0, ""
+    if keep is not None:
+        what = state.identity(source, observations, weights, hessians, seed)
+        begun = state.restore(keep, what, tallies, random)
+    hooks = [m.register_forward_pre_hook(tallies[key].see) for key, m in modules.items()]
     try:
         for number, seen in enumerate(observations):
+            if number < begun:
+                continue
+            if keep is not None and number > begun and number % state.EVERY == 0:
+                state.save(keep, what, tallies, random, number)
             if progress is not None:
                 progress(number, len(observations))
             fault: NonFiniteError | None = None
@@ -128,12 +153,14 @@ def layer_inputs(
     finally:
         for hook in hooks:
             hook.remove()
+    if keep is not None:
+        state.save(keep, what, tallies, random, len(observations))
     if progress is not None:
         progress(len(observations), len(observations))
     return {name: _finished(tallies[stacked_with(name, cross)]) for name in weights}
 
 
-def _finished(tally: _Tally) -> LayerInputs:
+def _finished(tally: Tally) -> LayerInputs:
     hessian = None
     if tally.sum is not None:
         hessian = tally.sum.double().numpy() / max(1, tally.rows)

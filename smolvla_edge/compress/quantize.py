@@ -34,22 +34,32 @@ def quantize(
 ) -> Bundle:
     """Write the bundle `dest` with the weights that `recipe` names as codes.
 
-    Without observations weights are rounded to nearest; with them they are fitted (solve.py, extra
-    torch). Other matrices of a checkpoint are stored in bfloat16 (as `convert --dtype bfloat16`
-    does); those of a bundle stay as they are. The bundle computes in bfloat16 where weights are no
-    codes. Raises QuantizationError for a source that holds codes already, BundleError for the
-    target, TokenizerError for a checkpoint whose tokenizer is missing or malformed.
+    Without observations weights are rounded (scales.py); with them they are fitted (solve.py, extra
+    torch), and an interrupted calibration goes on when it is asked for again. Other matrices of a
+    checkpoint are stored in bfloat16 (as `convert --dtype bfloat16` does); those of a bundle stay
+    as they are. The bundle computes in bfloat16 where weights are no codes. Raises
+    QuantizationError for a source that holds codes already, BundleError for the target,
+    TokenizerError for a checkpoint whose tokenizer is missing or malformed.
     """
     refuse_codes(source)
     check_target(Path(dest), force)
     formats = recipe.formats(source.model)
+    keep = calibration_file(dest)
     if observations is None:
         solution = rounded(source, formats, progress)
     else:
+        keep.parent.mkdir(parents=True, exist_ok=True)
         solution = calibrated(
-            source, formats, observations, seed=seed, threads=threads, progress=progress
+            source, formats, observations, seed=seed, threads=threads, progress=progress, keep=keep
         )
-    return write_codes(source, dest, recipe.name, solution, force=force, command=command)
+    made = write_codes(source, dest, recipe.name, solution, force=force, command=command)
+    keep.unlink(missing_ok=True)
+    return made
+
+
+def calibration_file(dest: str | os.PathLike[str]) -> Path:
+    """Where a calibration for the bundle `dest` is kept until the bundle is there."""
+    return Path(dest).with_name(f".{Path(dest).name}.calibration.safetensors")
 
 
 def refuse_codes(source: Source) -> None:

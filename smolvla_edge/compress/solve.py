@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,15 @@ def calibrated(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> Solution:
     """Smooth inputs, then GPTQ for the weights of 4 bits and rounding for those of 8.
 
-    Raises what `layer_inputs` raises.
+    keep: a file in which an interrupted calibration goes on. Raises what `layer_inputs` raises.
     """
-    inputs = gather(source, formats, observations, seed=seed, threads=threads, progress=progress)
+    inputs = gather(
+        source, formats, observations, seed=seed, threads=threads, progress=progress, keep=keep
+    )
     notes = {"calibration": observations.evidence(), "seed": seed}
     return fitted(source, formats, inputs, notes, progress)
 
@@ -84,13 +88,14 @@ def gather(
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> dict[str, LayerInputs]:
     """What `fitted` needs to know of these weights' inputs, for these formats or longer ones."""
     four = {name for name, form in formats.items() if form.bits == 4}
     matrices = [name for name in formats if not is_table(name)]
     return layer_inputs(
         source, observations, matrices, four, seed=seed, threads=threads,
-        progress=lambda done, total: _say(progress, "calibrating", done, total),
+        progress=lambda done, total: _say(progress, "calibrating", done, total), keep=keep,
     )  # fmt: skip
 
 

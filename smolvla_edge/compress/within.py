@@ -12,7 +12,7 @@ from smolvla_edge.bundle_writer import check_target
 from smolvla_edge.compress.auto import Attempt, Formats, lengthen
 from smolvla_edge.compress.evidence import ActionError, Subject
 from smolvla_edge.compress.observations import Observations
-from smolvla_edge.compress.quantize import refuse_codes, write_codes
+from smolvla_edge.compress.quantize import calibration_file, refuse_codes, write_codes
 from smolvla_edge.compress.recipe import Recipe
 from smolvla_edge.compress.sensitivity import sensitivity
 from smolvla_edge.compress.solve import Progress, fitted, gather
@@ -51,7 +51,11 @@ def quantize_within(
     costs = list(
         sensitivity(source, beginning, few, seed=held_seed, threads=threads, progress=progress)
     )
-    inputs = gather(source, beginning, observations, seed=seed, threads=threads, progress=progress)
+    keep = calibration_file(dest)
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    inputs = gather(
+        source, beginning, observations, seed=seed, threads=threads, progress=progress, keep=keep
+    )
     exact = Subject(source, compute="float32", threads=threads).chunks(
         held_out, held_seed, lambda done, total: progress("the exact policy", done, total)
     )
@@ -80,4 +84,6 @@ def quantize_within(
         "rms_of_range": [attempt.rms_of_range for attempt in attempts],
     }
     solution = fitted(source, found.formats, inputs, notes, progress)
-    return write_codes(source, target, recipe.name, solution, force=force, command=command)
+    made = write_codes(source, target, recipe.name, solution, force=force, command=command)
+    keep.unlink(missing_ok=True)
+    return made

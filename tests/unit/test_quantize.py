@@ -17,7 +17,7 @@ from smolvla_edge.backends import open_backend
 from smolvla_edge.bundle import read_bundle
 from smolvla_edge.bundle_format import digest_of
 from smolvla_edge.codes import INPUT_SCALE, SCALE, CodeFormat, read_codes, round_to_nearest
-from smolvla_edge.compress import smooth
+from smolvla_edge.compress import calibration_state, smooth
 from smolvla_edge.compress.calibrate import LayerInputs, layer_inputs
 from smolvla_edge.compress.observations import LIST_FILE, find_observations
 from smolvla_edge.compress.quantize import quantize, write_codes
@@ -331,6 +331,40 @@ class TestCalibration:
             )  # fmt: skip
         error = {n: np.sqrt(((found[n] - found["exact"]) ** 2).mean()) for n in found}
         assert error["fitted"] < 0.85 * error["rounded"]
+
+    def test_an_interrupted_calibration_goes_on(self, checkpoint, tmp_path, monkeypatch):
+        monkeypatch.setattr(calibration_state, "EVERY", 2)
+        source = open_source(checkpoint)
+        seen = find_observations(source, "synthetic", 5)
+        names = ["vision.layers.0.attn.q.weight", "expert.layers.0.mlp.down.weight"]
+        whole = layer_inputs(source, seen, names, names)
+        file = tmp_path / "state.safetensors"
+        done = []
+
+        def stop(number, total):
+            done.append(number)
+            if number == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            layer_inputs(source, seen, names, names, keep=file, progress=stop)
+        del done[:]
+        again = layer_inputs(source, seen, names, names, keep=file,
+                             progress=lambda number, total: done.append(number))  # fmt: skip
+        assert done == [2, 3, 4, 5]
+        for name in names:
+            assert np.array_equal(again[name].hessian, whole[name].hessian)
+            assert np.array_equal(again[name].sample, whole[name].sample)
+            assert np.array_equal(again[name].largest, whole[name].largest)
+        # Another seed, and a file that was cut: from the beginning.
+        for change in ({"seed": 1}, {}):
+            del done[:]
+            layer_inputs(source, seen, names, names, keep=file, **change,
+                         progress=lambda number, total: done.append(number))  # fmt: skip
+            assert done[0] == 0
+            file.write_bytes(file.read_bytes()[:-9])
+        bundle = quantize(source, tmp_path / "b", RECIPES["int8"], seen)
+        assert bundle.path.is_dir() and not list(tmp_path.glob(".b.*"))
 
     def test_what_a_layer_reads(self, checkpoint):
         """Against the model itself: the first layer's norm, seen from outside."""

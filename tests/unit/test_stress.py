@@ -3,11 +3,15 @@
 `hidden`: 1 % of the channels that layers read are 50 times larger and the weights that read them 50
 times smaller, so that the policy computes what it did: whatever gets worse is the rounding.
 `large`: 1 % of the columns of every down projection are 50 times larger.
+
+    python tests/unit/test_stress.py        prints the errors
 """
 
 from __future__ import annotations
 
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,24 +81,28 @@ def write(folder, tensors):
     return folder
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory):
+def measured(folder):
     """{(checkpoint, recipe, whether fitted): rms of the actions' range}, on held-out observations
     and noises (calibration counts its own from 0)."""
     found = {}
     for make in (clean, hidden, large):
-        folder = tmp_path_factory.mktemp(make.__name__)
-        source = open_source(make(folder / "checkpoint"))
+        place = folder / make.__name__
+        source = open_source(make(place / "checkpoint"))
         calibration, held_out = find_observations(source, "synthetic", 14).split(6)
         exact = Subject(source, compute="float32", threads=1).chunks(held_out, 100)
         for recipe in ("int8", "balanced"):
             for fitted in (False, True):
                 seen = calibration if fitted else None
-                bundle = quantize(source, folder / f"{recipe}{fitted}", RECIPES[recipe], seen)
+                bundle = quantize(source, place / f"{recipe}{fitted}", RECIPES[recipe], seen)
                 subject = Subject(open_source(bundle.path), threads=1)
                 error = ActionError.between(subject.chunks(held_out, 100), exact)
                 found[make.__name__, recipe, fitted] = error.rms_of_range
     return found
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory):
+    return measured(tmp_path_factory.mktemp("stress"))
 
 
 @pytest.mark.parametrize("recipe", ["int8", "balanced"])
@@ -123,3 +131,14 @@ def test_one_scale_for_a_whole_matrix_is_not_enough():
         return np.linalg.norm((rounded - weight)[others]) / np.linalg.norm(weight[others])
 
     assert lost(whole) > 0.25 and lost(rows) < 0.01
+
+
+if __name__ == "__main__":  # the table of docs/numerics.md
+    with tempfile.TemporaryDirectory() as scratch:
+        table = measured(Path(scratch))
+    for name in ("clean", "hidden", "large"):
+        cells = [
+            f"{table[name, recipe, False]:.2%}, {table[name, recipe, True]:.2%}"
+            for recipe in ("int8", "balanced")
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
