@@ -16,6 +16,7 @@ right, and what is decoded here is what they say. QLoRA, Dettmers et al. 2023.)
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import shutil
@@ -45,6 +46,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _MAX_STATE_BYTES = 4096
 _MAX_ELEMENTS = 1 << 31
+_SPARE_BYTES = 64 << 20  # left free on the disk
 
 
 @dataclass(frozen=True)
@@ -190,24 +192,29 @@ def is_state(name: str) -> bool:
 
 def decode_checkpoint(folder: Path, dest: Path) -> dict[str, Any]:
     """A copy of a checkpoint folder at `dest` with its 4-bit weights decoded, each in the dtype
-    that it was quantised from; -> what was decoded, for the provenance.
+    that it was quantised from; -> what was decoded, for the provenance, with the SHA-256 of the
+    files that held it. Of other files the small ones that a policy may need are copied.
 
-    Raises CheckpointError for a state that does not fit its tensors.
+    Raises CheckpointError for a state that does not fit its tensors, and for too little space.
     """
     opened = open_weights(folder)
     files = {file.path for file in opened}
     entries = {name: entry for file in opened for name, entry in file.entries.items()}
     weights, rest = find_four_bit(entries)
-    dest.mkdir(parents=True)
-    for path in folder.iterdir():
-        if path.name == INDEX_FILE or path in files:
-            continue
-        if path.is_file():
-            shutil.copyfile(path, dest / path.name)
-        elif path.is_dir():
-            shutil.copytree(path, dest / path.name)
     layouts = [TensorLayout(e.name, e.dtype, e.shape) for e in rest.values()]
     layouts += [TensorLayout(w.name, w.dtype, w.shape) for w in weights.values()]
+    dest.mkdir(parents=True)
+    needed, free = sum(layout.nbytes for layout in layouts), shutil.disk_usage(dest).free
+    if free < needed + _SPARE_BYTES:
+        raise CheckpointError(
+            f"decoding {folder} needs {needed >> 20} MiB for a while, and {dest.parent.parent} has "
+            f"{free >> 20} MiB free"
+        )
+    for path in [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("*/*.json")]:
+        if path.name != INDEX_FILE and path not in files and path.is_file():
+            copy = dest / path.relative_to(folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
     with SafetensorsWriter(dest / SINGLE_FILE, layouts, {"format": "pt"}) as writer:
         for layout in writer.order:
             if layout.name in weights:
@@ -218,7 +225,16 @@ def decode_checkpoint(folder: Path, dest: Path) -> dict[str, Any]:
         "weights": len(weights),
         "block_sizes": sorted({weight.block_size for weight in weights.values()}),
         "double": any(weight.nested is not None for weight in weights.values()),
+        "sha256": {path.name: _sha256(path) for path in sorted(files)},
     }
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _narrow(weight: NDArray[np.float32], dtype: str) -> NDArray[Any]:

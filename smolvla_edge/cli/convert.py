@@ -90,7 +90,7 @@ def convert(
     if not force and os.path.lexists(bundle):  # said before a download, not after it
         raise BundleError(f"{bundle} exists: choose another name, or pass --force to replace it")
     command = "smolvla-edge " + shlex.join(sys.argv[1:])
-    with decoded(checkpoint, revision) as (folder, origin):
+    with decoded(checkpoint, revision, bundle.absolute().parent) as (folder, origin):
         with output.busy(f"reading {checkpoint}"):
             source = read_checkpoint(
                 folder,
@@ -144,9 +144,11 @@ def convert(
 
 
 @contextmanager
-def decoded(checkpoint: str, revision: str | None) -> Iterator[tuple[str | Path, dict[str, Any]]]:
-    """The checkpoint as it is, or a copy for a while whose 4-bit weights are decoded, with what
-    the provenance says of its origin then."""
+def decoded(
+    checkpoint: str, revision: str | None, beside: Path
+) -> Iterator[tuple[str | Path, dict[str, Any]]]:
+    """The checkpoint as it is, or a copy for a while in the folder `beside` whose 4-bit weights are
+    decoded, with what the provenance says of its origin then."""
     from smolvla_edge.checkpoint import locate_checkpoint
     from smolvla_edge.four_bit import decode_checkpoint, holds_four_bit
 
@@ -154,7 +156,8 @@ def decoded(checkpoint: str, revision: str | None) -> Iterator[tuple[str | Path,
     if not holds_four_bit(folder):
         yield checkpoint, {}
         return
-    with tempfile.TemporaryDirectory(prefix="smolvla-edge-") as scratch:
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".decoded-", dir=beside) as scratch:
         copy = Path(scratch) / "checkpoint"
         with output.busy("decoding 4-bit weights"):
             found = decode_checkpoint(folder, copy)

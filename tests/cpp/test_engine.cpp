@@ -74,11 +74,9 @@ std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = fa
     return actions;
 }
 
-}  // namespace
-
-int main() {
+void test_policy(bool codes) {
     const ModelConfig c = tiny();
-    const Weights weights(c);
+    const Weights weights(c, codes);
     Statistics state, action;
     state.mode = Statistics::Mode::mean_std;
     state.a.assign(6, 0.1f), state.b.assign(6, 2.0f);
@@ -204,5 +202,12 @@ int main() {
     int status = 1;
     waitpid(child, &status, 0);
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+}  // namespace
+
+int main() {
+    test_policy(true);
+    test_policy(false);
     return report("engine");
 }

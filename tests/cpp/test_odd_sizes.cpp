@@ -73,7 +73,7 @@ int main() {
     const std::vector<std::string> isas = runnable_isas();
     for (int round = 0; round < 60; ++round) {
         const ModelConfig c = sizes.config();
-        const Weights weights(c);
+        const Weights weights(c, round % 2 == 1);
         for (Compute compute : {Compute::float32, Compute::bfloat16}) {
             std::vector<float> reference;
             for (const std::string& isa : isas) {

@@ -295,9 +295,9 @@ std::vector<float> actions_of(Engine& e) {
     return actions;
 }
 
-void test_engine() {
+void test_engine(bool codes) {
     const ModelConfig c = tiny();
-    const Weights weights(c);
+    const Weights weights(c, codes);
     const std::string path = folder + "/engine.bin";
     ThreadPool pool(2);
     std::set<std::string> layouts;
@@ -333,6 +333,14 @@ void test_engine() {
     // Layouts differ only where memory does: pairs of bfloat16 are for bfloat16 kernels alone, and
     // there are two orders of codes on a CPU with integer products.
     CHECK(layouts.size() <= 3);
+    for (const std::string& one : isas)
+        for (const std::string& other : isas) {
+            const cpu::CodeOrder a = cpu::choose_kernels(one).dot8->order;
+            const cpu::CodeOrder b = cpu::choose_kernels(other).dot8->order;
+            if (a.offset != b.offset || a.run != b.run)
+                CHECK(packed_layout(one, Compute::float32) !=
+                      packed_layout(other, Compute::float32));
+        }
     CHECK(packed_layout("scalar", Compute::float32) == packed_layout("scalar", Compute::bfloat16));
     unlink(path.c_str());
 }
@@ -347,7 +355,8 @@ int main() {
     test_partial_file();
     test_image();
     test_store();
-    test_engine();
+    test_engine(false);
+    test_engine(true);
     CHECK(names().empty());
     rmdir(folder.c_str());
     return report("packed");

@@ -27,11 +27,13 @@ inline ModelConfig tiny() {
     return c;
 }
 
-// Random weights in one file, every second matrix in bfloat16.
+// Random weights in one file, every second matrix in bfloat16. With codes: the matrices of vision
+// and language in int8, the embedding table too, those of the expert in int4.
 class Weights {
 public:
-    explicit Weights(const ModelConfig& c)
-        : path_("/tmp/smolvla_weights_" + std::to_string(getpid()) + "_" + std::to_string(made++)),
+    explicit Weights(const ModelConfig& c, bool codes = false)
+        : codes_(codes),
+          path_("/tmp/smolvla_weights_" + std::to_string(getpid()) + "_" + std::to_string(made++)),
           file_(path_, std::ios::binary) {
         const int64_t vw = c.vision_width, tw = c.text_width, ew = c.expert_width;
         const int64_t q = c.q_width(), kv = c.kv_width();
@@ -41,13 +43,16 @@ public:
         for (int i = 0; i < c.vision_layers; ++i) {
             const std::string at = "vision.layers." + std::to_string(i) + ".";
             for (const char* name : {"norm1", "norm2"}) add(at + name, {vw}, true);
-            for (const char* name : {"q", "k", "v", "o"}) add(at + "attn." + name, {vw, vw}, true);
-            add(at + "mlp.up", {c.vision_mlp, vw}, true);
-            add(at + "mlp.down", {vw, c.vision_mlp}, true);
+            for (const char* name : {"q", "k", "v", "o"})
+                matrix(at + "attn." + name, vw, vw, true, 8);
+            matrix(at + "mlp.up", c.vision_mlp, vw, true, 8);
+            matrix(at + "mlp.down", vw, c.vision_mlp, true, 8);
+            if (codes && i % 2 == 0)
+                put_scales(at + "mlp.down.weight.input_scale", {c.vision_mlp}, 0);
         }
         add("vision.norm", {vw}, true);
         add("connector", {tw, vw * c.scale_factor * c.scale_factor}, false);
-        add("text.embed", {c.vocab, tw}, false);
+        matrix("text.embed", c.vocab, tw, false, 8);
         for (int i = 0; i < c.text_layers; ++i) block("text", i, tw, c.text_mlp, q, kv, tw);
         for (int i = 0; i < c.expert_layers; ++i)
             block("expert", i, ew, c.expert_mlp, q, kv, c.is_self_layer(i) ? ew : kv);
@@ -68,11 +73,57 @@ private:
                int64_t kv_in) {
         const std::string at = part + ".layers." + std::to_string(i) + ".";
         for (const char* name : {"norm1", "norm2"}) add(at + name, {width}, false);
-        add(at + "attn.q", {q, width}, false);
-        for (const char* name : {"k", "v"}) add(at + "attn." + name, {kv, kv_in}, false);
-        add(at + "attn.o", {width, q}, false);
-        for (const char* name : {"gate", "up"}) add(at + "mlp." + name, {mlp, width}, false);
-        add(at + "mlp.down", {width, mlp}, false);
+        const int bits = part == "expert" ? 4 : 8;
+        matrix(at + "attn.q", q, width, false, bits);
+        for (const char* name : {"k", "v"})  // those of cross-attention are no codes
+            matrix(at + "attn." + name, kv, kv_in, false, kv_in == width ? bits : 0);
+        matrix(at + "attn.o", width, q, false, bits);
+        for (const char* name : {"gate", "up"}) matrix(at + "mlp." + name, mlp, width, false, bits);
+        matrix(at + "mlp.down", width, mlp, false, bits);
+    }
+    void matrix(const std::string& name, int64_t out, int64_t in, bool with_bias, int bits) {
+        if (!codes_ || bits == 0) return add(name, {out, in}, with_bias);
+        const std::string weight = name + ".weight";
+        const bool four = bits == 4;
+        const int64_t pitch = four ? (in + 1) / 2 : in;
+        std::uniform_int_distribution<int> byte(four ? 0 : -127, four ? 255 : 127);
+        const uint64_t at = static_cast<uint64_t>(file_.tellp());
+        for (int64_t i = 0; i < out * pitch; ++i) {
+            const char code = static_cast<char>(byte(generator_));
+            file_.write(&code, 1);
+        }
+        entries.push_back({weight,
+                           four ? DType::u8 : DType::i8,
+                           {out, pitch},
+                           path_,
+                           at,
+                           static_cast<uint64_t>(out * pitch)});
+        const int shrink = static_cast<int>(std::lround(std::log2(double(in)) / 2));
+        if (four)
+            put_halves(weight + ".scale", {out, (in + 31) / 32}, shrink + 2);
+        else
+            put_scales(weight + ".scale", {out}, shrink + 6);
+        if (with_bias) put(name + ".bias", {out});
+    }
+    // Float32 between 2^-shrink and twice that.
+    void put_scales(const std::string& name, const std::vector<int64_t>& shape, int shrink) {
+        std::uniform_real_distribution<float> between(1.0f, 2.0f);
+        const uint64_t at = static_cast<uint64_t>(file_.tellp());
+        for (int64_t i = 0; i < shape[0]; ++i) {
+            const float x = std::ldexp(between(generator_), -shrink);
+            file_.write(reinterpret_cast<const char*>(&x), 4);
+        }
+        entries.push_back({name, DType::f32, shape, path_, at, uint64_t(shape[0]) * 4});
+    }
+    // Float16 between 2^-shrink and twice that.
+    void put_halves(const std::string& name, const std::vector<int64_t>& shape, int shrink) {
+        std::uniform_int_distribution<int> fraction(0, 1023);
+        const uint64_t at = static_cast<uint64_t>(file_.tellp());
+        for (int64_t i = 0; i < shape[0] * shape[1]; ++i) {
+            const uint16_t x = static_cast<uint16_t>((15 - shrink) << 10 | fraction(generator_));
+            file_.write(reinterpret_cast<const char*>(&x), 2);
+        }
+        entries.push_back({name, DType::f16, shape, path_, at, uint64_t(shape[0] * shape[1]) * 2});
     }
     void add(const std::string& name, std::vector<int64_t> shape, bool with_bias) {
         put(name + ".weight", shape);
@@ -95,6 +146,7 @@ private:
     }
 
     static inline int made = 0;
+    bool codes_;
     std::string path_;
     std::ofstream file_;
     std::mt19937 generator_{3};

@@ -156,7 +156,7 @@ void change_statistics(Statistics& s, Bytes& in) {
 
 // What the changes start from, and the files that changed entries may point to.
 struct Good {
-    Good() : config(small()), weights(config) {
+    Good() : config(small()), weights(config, true) {
         char name[] = "/tmp/smolvla_fuzz_XXXXXX";
         folder = mkdtemp(name) ? name : "/tmp";
         std::ofstream(folder + "/short", std::ios::binary) << "too short";

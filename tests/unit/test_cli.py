@@ -47,7 +47,19 @@ def observation(*, state: str = STATE, task: str = TASK) -> list[str]:
 
 class TestApp:
     @pytest.mark.parametrize(
-        "verb", ["demo", "run", "convert", "inspect", "verify", "doctor", "profile", "eval"]
+        "verb",
+        [
+            "demo",
+            "run",
+            "convert",
+            "inspect",
+            "verify",
+            "doctor",
+            "profile",
+            "eval",
+            "quantize",
+            "sensitivity",
+        ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
         result = cli(verb, "--help")
