@@ -10,7 +10,8 @@
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
-#                       interop, lerobot-eval: LeRobot's own code on it
+#                       interop, lerobot-eval: LeRobot's own code on it; compression: what
+#                       8 and 4 bits cost it
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -212,7 +213,7 @@ test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
 
 # --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
-.PHONY: demo-policy study interop lerobot-eval
+.PHONY: demo-policy study compression interop lerobot-eval
 DEMO_WORK ?= build/demo-policy
 SHIPPED := smolvla_edge/assets/demo_policy
 
@@ -221,7 +222,7 @@ SHIPPED := smolvla_edge/assets/demo_policy
 	.venv-train/$(PIP) install torch==2.13.0
 	.venv-train/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-train/bin:$$PATH" .venv-train/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt --editable '.[torch,data,sim]'
+		--constraint constraints.txt --editable '.[torch,data,sim,viz]'
 	@touch $@
 
 demo-policy: .venv-train/installed.stamp
@@ -230,6 +231,11 @@ demo-policy: .venv-train/installed.stamp
 
 study: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study $(STUDY_ARGS)
+
+compression: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m benchmarks.compression $(SHIPPED) $(DEMO_WORK)/compression \
+		--data $(DEMO_WORK)/few $(BENCH_ARGS)
 
 interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3

@@ -271,3 +271,25 @@ class TestCommands:
         found = cli(*words, *more, "--max-error", "5", "--recipe", "int8")
         assert found.code == 0, found.err
         assert "of the range" in found.err and "w8a8" in found.out
+
+
+def test_every_recipe_is_drawn_by_size_and_error(source, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("matplotlib")
+    compression = pytest.importorskip("benchmarks.compression")
+    words = [source.provenance["source"], str(tmp_path), "--data", "synthetic", "--threads", "1",
+             "--calibration", "2", "--held-out", "2", "--layers", "1"]  # fmt: skip
+    assert compression.main(words) == 0
+    found = json.loads((tmp_path / "compression.json").read_text())
+    names = [row["name"] for row in found["rows"]]
+    assert names[0] == "bfloat16" and {"int8", "balanced, fitted", "small"} < set(names)
+    sizes = {row["name"]: row["bytes"] for row in found["rows"]}
+    assert sizes["small"] < sizes["balanced"] < sizes["int8"] < sizes["bfloat16"]
+    assert "<svg" in (tmp_path / "sizes.svg").read_text()
+    assert "<svg" in (tmp_path / "layers.svg").read_text()
+    text = (tmp_path / "compression.md").read_text()
+    assert text.count("\n") == 2 + len(names)
+    assert compression.main(words) == 0  # the bundles are kept
+    again = json.loads((tmp_path / "compression.json").read_text())
+    assert all(row["seconds"] is None for row in again["rows"])
+    assert [row["error"] for row in again["rows"]] == [row["error"] for row in found["rows"]]
