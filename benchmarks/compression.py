@@ -97,7 +97,7 @@ def run(o: argparse.Namespace) -> dict[str, Any]:
                         threads=o.threads, progress=report)
         )  # fmt: skip
     about = f"{len(held)} held-out observations, {held.kind}"
-    points = [SizePoint(r["name"], r["bytes"], r["error"]["rms_of_range"], r["fitted"])
+    points = [SizePoint(r["recipe"], r["bytes"], r["error"]["rms_of_range"], r["fitted"])
               for r in rows]  # fmt: skip
     plot_sizes(points, o.out / "sizes.svg", f"Error against size: {about}")
     few = f"{min(o.layers, len(held))} observations, {held.kind}"

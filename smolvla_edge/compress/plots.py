@@ -22,7 +22,8 @@ _LEAST = 1e-7  # what an error of zero is drawn at
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A bundle in the error-against-size picture: its bytes and its rms share of the range."""
+    """A bundle in the error-against-size picture: its recipe, its bytes, the error of its actions as
+    a share of their range, and whether it was fitted."""
 
     name: str
     bytes: int
@@ -79,7 +80,8 @@ def _draw_part(axes: Axes, costs: Sequence[GroupError]) -> None:
 
 
 def plot_sizes(points: Sequence[SizePoint], path: str | os.PathLike[str], title: str = "") -> Path:
-    """Error against size; what was fitted is filled, what was rounded is hollow; -> `path`.
+    """Error against size, a line for each recipe; what was fitted is filled, what was rounded is
+    hollow; -> `path`.
 
     Raises as `plot_sensitivity`.
     """
@@ -92,11 +94,16 @@ def plot_sizes(points: Sequence[SizePoint], path: str | os.PathLike[str], title:
     figure = Figure(figsize=(8.0, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    recipes: dict[str, list[tuple[float, float]]] = {}
     for point in points:
         at = (point.bytes / 1e6, max(point.rms_of_range, _LEAST))
+        recipes.setdefault(point.name, []).append(at)
         axes.plot(*at, marker="o", markersize=7, color=COLOURS[0],
                   markerfacecolor=COLOURS[0] if point.fitted else "white")  # fmt: skip
-        axes.annotate(point.name, at, xytext=(7, 4), textcoords="offset points", fontsize=8.5)
+    for name, places in recipes.items():
+        axes.plot(*zip(*places, strict=True), color=COLOURS[0], linewidth=1.0, zorder=1)
+        above = max(places, key=lambda place: place[1])
+        axes.annotate(name, above, xytext=(8, 3), textcoords="offset points", fontsize=9)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(left=0)
