@@ -22,8 +22,8 @@ _LEAST = 1e-7  # what an error of zero is drawn at
 
 @dataclass(frozen=True)
 class SizePoint:
-    """A bundle in the error-against-size picture: its recipe, its bytes, the error of its actions as
-    a share of their range, and whether it was fitted."""
+    """A bundle in the error-against-size picture: its recipe, its bytes, the rms error of its
+    actions as a share of their range, and whether it was fitted."""
 
     name: str
     bytes: int
