@@ -166,9 +166,9 @@ class TestShippedPolicy:
         assert "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri" in found.stderr
         assert "The loop is not closed" in found.stderr
         result = json.loads(found.stdout)
-        # What the expert did and what the policy would do on the frames it recorded: near, but for
-        # the policy's own way; an untrained policy is 0.5 away.
-        assert result["recorded_frames"] > 10 and result["mean_action_error"] < 0.3
+        # From what the expert did on these frames the policy is 0.075 away, one of the same weights
+        # in another order 0.76.
+        assert result["recorded_frames"] > 10 and result["mean_action_error"] < 0.15
         assert not (tmp_path / "demo.gif").exists()
 
 
