@@ -144,9 +144,12 @@ class TestShippedPolicy:
         env = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
         program = "from smolvla_edge.cli import main; main()"
         command = [sys.executable, "-c", program, "demo", "--out", folder, *words]
+        # From another folder: in the tree of the sources `python -c` would find the package that
+        # has no compiled core before the installed one.
         return subprocess.run(
-            list(map(str, command)), env={**env, **environment}, capture_output=True, text=True
-        )
+            list(map(str, command)), env={**env, **environment}, cwd=folder,
+            capture_output=True, text=True,
+        )  # fmt: skip
 
     def test_it_presses_the_button(self, tmp_path):
         need_simulator()
