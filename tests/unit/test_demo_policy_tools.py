@@ -236,3 +236,31 @@ def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):
             assert np.array_equal(one.action, other.action) and one.task == other.task
     log = (tmp_path / "a" / "meta" / "demonstrations.jsonl").read_text()
     assert log == (tmp_path / "b" / "meta" / "demonstrations.jsonl").read_text()
+
+
+def test_a_policy_begins_and_the_expert_ends(tools, tmp_path):
+    """After the ordinary ones, in layouts of their own; what is recorded is the expert's."""
+    need_simulator()
+    import json
+
+    from smolvla_edge.dataset import read_dataset
+    from tools.demo_policy.generate import demonstrate, main
+
+    policy = ROOT / "smolvla_edge" / "assets" / "demo_policy"
+    words = ["--tasks", "button-press", "--workers", "1", "--demonstrations", "1"]
+    main([str(tmp_path), *words])
+    main([str(tmp_path), *words, "--policy", str(policy)])
+    log = (tmp_path / "meta" / "demonstrations.jsonl").read_text()
+    main([str(tmp_path), *words])  # nothing is missing
+    assert (tmp_path / "meta" / "demonstrations.jsonl").read_text() == log
+    alone, steered = map(json.loads, log.splitlines())
+    assert steered["style"] == "steered" and alone["style"] != "steered"
+    assert steered["seed"] - alone["seed"] >= 5000 - 10
+    recorded = read_dataset(tmp_path)
+    assert recorded.info.frames == alone["frames"] + steered["frames"]
+    again = demonstrate(("button-press", steered["seed"], str(policy)))
+    expert = demonstrate(("button-press", steered["seed"], None))
+    states = [np.array(x.rows["observation.state"]) for x in (again, expert)]
+    kept = np.array([frame.state for frame in recorded.frames(1)])
+    assert np.array_equal(kept, states[0])
+    assert not np.array_equal(states[0][:10], states[1][:10])

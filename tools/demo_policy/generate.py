@@ -1,6 +1,7 @@
 """Scripted demonstrations of the ten tasks, as a LeRobotDataset v3.0 folder.
 
     python -m tools.demo_policy.generate OUT --workers 2
+    python -m tools.demo_policy.generate OUT --policy POLICY
 
 Meta-World's own expert of each task acts from the simulator's state. A third of the demonstrations
 are clean; a third carry noise on every action; in a third the hand is now and then pushed away for
@@ -29,7 +30,9 @@ from smolvla_edge.dataset import DatasetWriter
 from smolvla_edge.dataset.arrow import encode_png
 from smolvla_edge.dataset.layout import Feature
 from smolvla_edge.eval.metaworld import CONTROL_RATE, Metaworld
+from smolvla_edge.eval.sides import Side
 from smolvla_edge.eval.tasks import TASKS
+from smolvla_edge.policy import Policy
 from smolvla_edge.policy_config import ACTION, STATE
 from tools.demo_policy.recipe import (
     CAMERA,
@@ -37,6 +40,7 @@ from tools.demo_policy.recipe import (
     ENVIRONMENT,
     IMAGE_SIDE,
     MORE_DEMONSTRATIONS,
+    STEERED_DEMONSTRATIONS,
 )
 
 FEATURES = {
@@ -48,8 +52,10 @@ FEATURES = {
 STEPS = 200  # the longest expert of these tasks takes 110
 HOLD = 4  # steps recorded after success
 STYLES = ("clean", "noisy", "pushed")
+STEERED = "steered"  # by a policy, at first
+STEERED_STEPS = (10, 120)  # a policy's successes take at most 110
 FIRST_SEED = 1_000_000  # evaluations begin at 0, validation at 500_000
-SEEDS = 10_000  # of each task
+SEEDS = 10_000  # of each task; the second half is for steered ones
 LOG = "meta/demonstrations.jsonl"
 
 
@@ -70,16 +76,21 @@ def _environment(task: str) -> tuple[Metaworld, Any]:
     return environment, ENV_POLICY_MAP[TASKS[task].environment]
 
 
-def demonstrate(job: tuple[str, int]) -> Demonstration:
-    """One attempt of the expert at (task, seed)."""
-    task, seed = job
+@cache
+def _policy(folder: str) -> tuple[Policy, int]:
+    return Side(folder).open(threads=1)
+
+
+def demonstrate(job: tuple[str, int, str | None]) -> Demonstration:
+    """One attempt of the expert, alone or after a policy, at (task, seed, policy)."""
+    task, seed, policy = job
     environment, expert_of = _environment(task)
     random = np.random.default_rng([seed, 1])
-    style = STYLES[seed % len(STYLES)]
+    style = STEERED if policy else STYLES[seed % len(STYLES)]
     environment.reset(seed)
     expert = expert_of()
     rows: dict[str, Any] = {name: [] for name in FEATURES}
-    disturbance = _disturb(style, random)
+    disturbance = _steer(policy, environment, seed, random) if policy else _disturb(style, random)
     left = None
     for _ in range(STEPS):
         wanted = np.clip(expert.get_action(environment.everything), -1, 1).astype(np.float32)
@@ -119,6 +130,22 @@ def _disturb(style: str, random: np.random.Generator) -> Iterator[Any]:
             ).astype(np.float32)
 
 
+def _steer(
+    folder: str, environment: Metaworld, seed: int, random: np.random.Generator
+) -> Iterator[Any]:
+    """As `_disturb`: for a while what the policy does, then what the expert wants."""
+    policy, count = _policy(folder)
+    policy.reset(seed=seed)
+    steps = random.integers(*STEERED_STEPS)
+    for step in range(steps):
+        if step % count == 0:
+            seen = {CAMERA: environment.picture()}
+            chunk = policy.predict(seen, environment.state, environment.task.instruction)
+        yield lambda action, own=chunk.actions[step % count]: own
+    while True:
+        yield lambda action: action
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tools.demo_policy.generate", description=(__doc__ or "").splitlines()[0]
@@ -128,25 +155,28 @@ def main(arguments: list[str] | None = None) -> None:
         "--demonstrations", type=int, help="of each task; the recipe's numbers unless said"
     )
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--policy", type=Path, help="add episodes that this policy begins")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args(arguments)
     writer = DatasetWriter(options.out, int(CONTROL_RATE), FEATURES, robot_type="sawyer")
-    wanted = {
-        task: options.demonstrations or MORE_DEMONSTRATIONS.get(task, DEMONSTRATIONS)
-        for task in options.tasks
-    }
+    policy = None if options.policy is None else str(options.policy)
+    alone = {**dict.fromkeys(TASKS, DEMONSTRATIONS), **MORE_DEMONSTRATIONS}
+    planned = STEERED_DEMONSTRATIONS if policy else alone
+    wanted = {task: options.demonstrations or planned.get(task, 0) for task in options.tasks}
     total = sum(wanted.values())
     log = _read_log(options.out, writer.episodes)
     context = multiprocessing.get_context("spawn")
     with output.progress("demonstrating", unit_bytes=False) as report, writer:
         for task in options.tasks:
-            done = [entry for entry in log if entry["task"] == task]
-            seed = max((entry["seed"] for entry in done), default=_first_seed(task) - 1) + 1
+            steered = [(entry["style"] == STEERED) == (policy is not None) for entry in log]
+            done = [e for e, ours in zip(log, steered, strict=True) if ours and e["task"] == task]
+            first = _first_seed(task) + (SEEDS // 2 if policy else 0)
+            seed = max((entry["seed"] for entry in done), default=first - 1) + 1
             kept = len(done)
             if kept >= wanted[task]:
                 continue
             with context.Pool(options.workers) as pool:  # a pool a task: contexts go with it
-                jobs = ((task, s) for s in range(seed, _first_seed(task) + SEEDS))
+                jobs = ((task, s, policy) for s in range(seed, first + SEEDS // 2))
                 for found in pool.imap(demonstrate, jobs):
                     report(writer.episodes, total, task)
                     if not found.solved:
