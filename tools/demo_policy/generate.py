@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
         for task in options.tasks:
             steered = [(entry["style"] == STEERED) == (policy is not None) for entry in log]
             done = [e for e, ours in zip(log, steered, strict=True) if ours and e["task"] == task]
-            first = _first_seed(task) + (SEEDS // 2 if policy else 0)
+            first = first_seed(task) + (SEEDS // 2 if policy else 0)
             seed = max((entry["seed"] for entry in done), default=first - 1) + 1
             kept = len(done)
             if kept >= wanted[task]:
@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{writer.episodes} episodes, {writer.frames} frames in {options.out}")
 
 
-def _first_seed(task: str) -> int:
+def first_seed(task: str) -> int:
     return FIRST_SEED + SEEDS * list(TASKS).index(task)
 
 

@@ -8,8 +8,8 @@ where things are, dropped afterwards; an exponential moving average of the weigh
 saved. The model computes in the dtypes of a released SmolVLA (bfloat16 but for the heads); what
 learns are float32 copies of its weights.
 
-WORK/state holds everything a later run needs to go on, WORK/plateau the same from before the fall of
-the learning rate, from where a longer run can go on; WORK/policy is the policy so far, a LeRobot
+WORK/state holds everything a later run needs to go on, WORK/plateau the same from before the
+learning rate falls, from where a longer run can go on; WORK/policy is the policy so far, a LeRobot
 checkpoint folder. Batches and noises follow from --seed and the step alone.
 """
 
