@@ -51,7 +51,7 @@ class Task:
 
 
 _WINDOW = {0: (-0.4, 0.3), 1: (0.62, 0.93), 2: (0.16, 0.3)}
-_FAUCET = {0: (-0.36, 0.36), 1: (0.62, 0.92)}
+_FAUCET = {0: (-0.36, 0.36), 1: (0.62, 0.92), 2: (0.0, 0.12)}
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -114,7 +114,7 @@ TASKS: dict[str, Task] = {
             "hammer", "hammer-v3",
             ("hammer in the nail", "hit the nail with the hammer", "drive the nail into the block"),
             "Hammer a screw on the wall",
-            {0: (-0.13, 0.13), 1: (0.39, 0.52)},
+            {0: (-0.15, 0.15), 1: (0.38, 0.52)},
         ),
     )
 }  # fmt: skip

@@ -49,7 +49,7 @@ FEATURES = {
     ENVIRONMENT: Feature("float32", (39,), None),
     ACTION: Feature("float32", (4,), ["dx", "dy", "dz", "gripper"]),
 }
-STEPS = 200  # the longest expert of these tasks takes 110
+STEPS = 200  # the longest expert of these tasks takes 120
 HOLD = 4  # steps recorded after success
 STYLES = ("clean", "noisy", "pushed")
 STEERED = "steered"  # by a policy, at first
