@@ -64,7 +64,8 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             "button-front", "button-press-v3",
-            ("push the red button from the front", "push the button in", "press the button inwards"),
+            ("push the red button from the front", "push the button in",
+             "press the button inwards"),
             "Press a button",
             {0: (-0.35, 0.35), 1: (0.8, 0.9)},
         ),

@@ -8,12 +8,14 @@ are clean; a third carry noise on every action; in a third the hand is now and t
 a while. What is recorded is always what the expert wanted to do in that moment, so that the data
 show how to come back (DART, Laskey et al. 2017). Only episodes that were solved are kept.
 
-An interrupted run goes on where it stopped. The same arguments give the same data set.
+An interrupted run goes on where it stopped; one of other layouts or of another policy is refused.
+The same arguments give the same data set.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -30,8 +32,9 @@ from smolvla_edge.dataset import DatasetWriter
 from smolvla_edge.dataset.arrow import encode_png
 from smolvla_edge.dataset.layout import Feature
 from smolvla_edge.eval.metaworld import CONTROL_RATE, Metaworld
+from smolvla_edge.eval.runner import fingerprint
 from smolvla_edge.eval.sides import Side
-from smolvla_edge.eval.tasks import TASKS
+from smolvla_edge.eval.tasks import TASKS, Task
 from smolvla_edge.policy import Policy
 from smolvla_edge.policy_config import ACTION, STATE
 from tools.demo_policy.recipe import (
@@ -49,11 +52,11 @@ FEATURES = {
     ENVIRONMENT: Feature("float32", (39,), None),
     ACTION: Feature("float32", (4,), ["dx", "dy", "dz", "gripper"]),
 }
-STEPS = 200  # the longest expert of these tasks takes 120
+STEPS = 200  # an undisturbed expert takes at most 120; a disturbed one comes back later
 HOLD = 4  # steps recorded after success
 STYLES = ("clean", "noisy", "pushed")
 STEERED = "steered"  # by a policy, at first
-STEERED_STEPS = (10, 120)  # a policy's successes take at most 110
+STEERED_STEPS = (10, 120)  # nearly all successes of a policy take at most 110
 FIRST_SEED = 1_000_000  # evaluations begin at 0, validation at 500_000
 SEEDS = 10_000  # of each task; the second half is for steered ones
 LOG = "meta/demonstrations.jsonl"
@@ -165,11 +168,17 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = {task: options.demonstrations or planned.get(task, 0) for task in options.tasks}
     total = sum(wanted.values())
     log = _read_log(options.out, writer.episodes)
+    origin = {task: {"layout": _digest(TASKS[task])} for task in options.tasks}
+    if policy:
+        origin = {task: {**found, "policy": fingerprint(policy)} for task, found in origin.items()}
     context = multiprocessing.get_context("spawn")
     with output.progress("demonstrating", unit_bytes=False) as report, writer:
         for task in options.tasks:
             steered = [(entry["style"] == STEERED) == (policy is not None) for entry in log]
             done = [e for e, ours in zip(log, steered, strict=True) if ours and e["task"] == task]
+            if any({k: e.get(k) for k in origin[task]} != origin[task] for e in done):
+                sys.exit(f"{options.out}: its episodes of {task} are of other layouts or of "
+                         "another policy: name another folder")  # fmt: skip
             first = first_seed(task) + (SEEDS // 2 if policy else 0)
             seed = max((entry["seed"] for entry in done), default=first - 1) + 1
             kept = len(done)
@@ -184,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
                     phrases = TASKS[task].instructions
                     writer.add(found.rows, phrases[found.seed // len(STYLES) % len(phrases)])
                     entry = {"task": task, "seed": found.seed, "style": found.style,
-                             "frames": len(found.rows[ACTION])}  # fmt: skip
+                             "frames": len(found.rows[ACTION]), **origin[task]}  # fmt: skip
                     with (options.out / LOG).open("a") as stream:
                         stream.write(json.dumps(entry) + "\n")
                     kept += 1
@@ -193,6 +202,10 @@ def main(arguments: list[str] | None = None) -> None:
                 pool.terminate()
             writer.flush()
     print(f"{writer.episodes} episodes, {writer.frames} frames in {options.out}")
+
+
+def _digest(task: Task) -> str:
+    return hashlib.sha256(repr(task).encode()).hexdigest()[:16]
 
 
 def first_seed(task: str) -> int:

@@ -211,7 +211,7 @@ def train_step(
     return flow.item(), auxiliary.item()
 
 
-def encode(data: Demonstrations, folder: Path, limit: int) -> tuple[Tensor, Tensor]:
+def encode(data: Demonstrations, folder: Path) -> tuple[Tensor, Tensor]:
     """Tokens [phrases, longest] int64 and which of them are valid."""
     from smolvla_edge.checkpoint import read_checkpoint
 
@@ -247,13 +247,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    if state_files.step_of(options.work / "state") >= options.steps:
+        print(f"{options.work}: its {options.steps} steps are done")
+        return
     with output.progress("reading the demonstrations", unit_bytes=False) as report:
         data = batches.load(options.data, options.work, report)
     stats = statistics(data)
     learner = begin(data, options)
     policy = options.work / "policy"
     write_checkpoint(policy, learner.average, stats)
-    given = Conditions(data, stats, *encode(data, policy, 0), options.device)
+    given = Conditions(data, stats, *encode(data, policy), options.device)
     count = sum(x.numel() for x in learner.model.parameters())
     print(
         f"{len(data.state)} frames, {count / 1e6:.2f} M parameters, from step {learner.step}",
