@@ -7,6 +7,7 @@ must be at the same path on every machine; smolvla-edge with its extra sim must 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,10 +36,9 @@ def connect(address: str, workers: int | None) -> tuple[Play, int]:
             ray.init(address=address, log_to_driver=False)
     except Exception as cause:  # ray raises ConnectionError, ValueError, RuntimeError ...
         raise SimulatorError(f"--ray {address}: no cluster answers there: {cause}") from cause
-    free = int(ray.available_resources().get("CPU", 0))
-    if free < 1:
+    count = _free_cpus(ray, workers)
+    if count < 1:
         raise SimulatorError(f"--ray {address}: expected a free CPU, all of them are taken")
-    count = min(workers or free, free)
 
     def play(side: Side, setting: Setting, jobs: Sequence[Job]) -> Iterator[EpisodeResult]:
         actor: Any = ray.remote(num_cpus=1)(Worker)
@@ -61,6 +61,18 @@ def connect(address: str, workers: int | None) -> tuple[Play, int]:
                 ray.kill(one)
 
     return play, count
+
+
+def _free_cpus(ray: Any, wanted: int | None) -> int:
+    """At most `wanted`; all that are free when None. Ray hears of CPUs that were given back a
+    little later, so it is asked for a while."""
+    most = wanted or int(ray.cluster_resources().get("CPU", 0))
+    until = time.monotonic() + _PATIENCE
+    while True:
+        free = int(ray.available_resources().get("CPU", 0))
+        if free >= most or time.monotonic() > until:
+            return min(free, most)
+        time.sleep(0.1)
 
 
 def _started(ray: Any, done: Any, starting: dict[Any, Any]) -> Any:

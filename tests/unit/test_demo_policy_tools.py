@@ -361,7 +361,8 @@ def test_weights_are_rounded_to_as_many_bits_as_said(tools):
         assert len(np.unique(row)) <= values and np.abs(row).max() == pytest.approx(
             np.abs(weight[0]).max()
         )
-    assert rounded(2)("expert.norm.weight", weight[0]) is weight[0]
+    norm = weight[0]
+    assert rounded(2)("expert.layers.0.norm1.weight", norm) is norm
     assert rounded(2)("action_in.weight", weight) is weight
 
 

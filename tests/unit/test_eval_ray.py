@@ -57,7 +57,12 @@ def test_an_actor_that_cannot_start_holds_no_job(cluster, tmp_path):
     """Another user took a CPU between connecting and playing."""
     play, count = connect("auto", None)
     assert count == 2
-    taken = ray.remote(num_cpus=1)(_Idle).remote()
+
+    class Idle:  # in here, or the workers would look for this module
+        def wait(self):
+            return True
+
+    taken = ray.remote(num_cpus=1)(Idle).remote()
     ray.get(taken.wait.remote())
     try:
         side = Side(str(arm_policy(tmp_path / "p")), n_action_steps=4)
@@ -65,8 +70,3 @@ def test_an_actor_that_cannot_start_holds_no_job(cluster, tmp_path):
         assert [(r.task, r.seed) for r in found] == JOBS
     finally:
         ray.kill(taken)
-
-
-class _Idle:
-    def wait(self):
-        return True
