@@ -227,7 +227,16 @@ SHIPPED := smolvla_edge/assets/demo_policy
 
 demo-policy: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/data
-	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/run $(TRAIN_ARGS)
+	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/first \
+		--steps 9000
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/data \
+		--policy $(DEMO_WORK)/first/policy
+	mkdir -p $(DEMO_WORK)/run
+	test -e $(DEMO_WORK)/run/state.safetensors || { \
+		cp $(DEMO_WORK)/first/plateau.safetensors $(DEMO_WORK)/run/state.partial && \
+		mv $(DEMO_WORK)/run/state.partial $(DEMO_WORK)/run/state.safetensors; }
+	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/run \
+		--steps 16000 $(TRAIN_ARGS)
 
 study: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study $(STUDY_ARGS)

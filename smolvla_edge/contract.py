@@ -82,6 +82,11 @@ class Contract:
         theirs = {ours: name for name, ours in self.rename.items()}
         return {name: theirs.get(name, name) for name in self.cameras}
 
+    def robot_cameras(self) -> list[str]:
+        """The robot's names of the cameras that it has: all but the empty ones, in config order."""
+        names = self.robot_names()
+        return [names[name] for name in self.cameras if not name.startswith(EMPTY_CAMERA)]
+
     def with_rename(self, rename: Mapping[str, str]) -> Contract:
         """The same contract under other robot names. Raises ContractError."""
         return replace(self, rename=_checked_names(rename))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smolvla_edge.eval.episode import EpisodeResult
     from smolvla_edge.eval.recording import Recording
     from smolvla_edge.eval.tasks import Task
+    from smolvla_edge.policy import Policy
 
 _RECORDED = "demo_frames.npz"
 NOT_A_ROBOT = "a simulator: it says nothing about your robot"
@@ -49,8 +50,8 @@ def run_episodes(
     _check_folder(out)
     with output.busy("loading"):
         policy, n_action_steps = Side(str(policy_path), plan).open(threads)
-    side = policy.model.resize or (128, 128)
-    world = Metaworld(task, *side)
+    size = policy.model.resize or (128, 128)
+    world = Metaworld(task, *size)
     words = instruction or task.instruction
     played: list[tuple[EpisodeResult, Recording]] = []
     for number in range(episodes):
@@ -71,7 +72,14 @@ def run_episodes(
         output.note(f"{name}: {verdict} in {result.steps} steps, {result.chunks} chunks")
     world.close()
     chunks = [chunk for _, recording in played for _, chunk in recording.chunks]
-    summary = _summary(task, words, played, chunks, n_action_steps, plan, policy_path)
+    summary = {
+        "task": task.name,
+        "instruction": words,
+        **_judged(policy, policy_path, plan, n_action_steps),
+        "episodes": [result.to_json() for result, _ in played],
+        "solved": sum(result.success for result, _ in played),
+        **_latency(chunks, n_action_steps),
+    }
     summary |= _write(out, played[-1], summary, n_action_steps)
     if not as_json:
         _print(summary, chunks)
@@ -103,9 +111,7 @@ def run_recorded(
     summary = {
         "recorded_frames": len(frames),
         "instruction": words,
-        "policy": str(policy_path),
-        "plan": plan,
-        "n_action_steps": n_action_steps,
+        **_judged(policy, policy_path, plan, n_action_steps),
         "mean_action_error": float(np.mean(errors)),
         "seconds": round(time.perf_counter() - started, 2),
         **_latency(chunks, n_action_steps),
@@ -115,25 +121,21 @@ def run_recorded(
     return summary
 
 
-def _summary(
-    task: Task,
-    words: str,
-    played: Sequence[tuple[EpisodeResult, Recording]],
-    chunks: Sequence[ActionChunk],
-    n_action_steps: int,
-    plan: str,
-    policy_path: Path,
-) -> dict[str, Any]:
+def _judged(policy: Policy, path: Path, plan: str, n_action_steps: int) -> dict[str, Any]:
     return {
-        "task": task.name,
-        "instruction": words,
-        "policy": str(policy_path),
+        "policy": str(path),
         "plan": plan,
         "n_action_steps": n_action_steps,
-        "episodes": [result.to_json() for result, _ in played],
-        "solved": sum(result.success for result, _ in played),
-        **_latency(chunks, n_action_steps),
+        "steps": policy.plan.steps,
+        "horizon": policy.plan.rows(policy.model.chunk_size),
     }
+
+
+def _executed(summary: Mapping[str, Any]) -> str:
+    return (
+        f"{summary['n_action_steps']} of {summary['horizon']} actions a chunk, {summary['steps']} "
+        "denoise steps"
+    )
 
 
 def _latency(chunks: Sequence[ActionChunk], n_action_steps: int) -> dict[str, Any]:
@@ -158,6 +160,7 @@ def _write(
 ) -> dict[str, Any]:
     from smolvla_edge.eval.demo_page import render
     from smolvla_edge.eval.recording import write_gif
+    from smolvla_edge.eval.report import jumps
 
     result, recording = last
     try:
@@ -171,8 +174,9 @@ def _write(
         "result": f"{'solved' if result.success else 'not solved'} in {result.steps} steps",
         "policy": summary["policy"],
         "plan": summary["plan"],
+        "executed": _executed(summary),
         "control rate": summary["control"],
-        "jump between actions": f"{result.seam_jump} where chunks meet, {result.inner_jump} inside",
+        "jump between actions": jumps(result.seam_jump, result.inner_jump),
     }
     title = f'smolvla-edge demo: "{summary["instruction"]}"'
     page = render(title, facts, out / "demo.gif", recording, result, n_action_steps)
@@ -183,6 +187,7 @@ def _write(
 def _print(summary: Mapping[str, Any], chunks: Sequence[ActionChunk]) -> None:
     facts = [
         ("solved", f"{summary['solved']} of {len(summary['episodes'])}"),
+        ("executed", _executed(summary)),
         ("control rate", summary["control"]),
         ("film", summary["gif"] or "none"),
         ("page", summary["page"] or "none"),
@@ -199,6 +204,7 @@ def _print_recorded(summary: Mapping[str, Any], chunks: Sequence[ActionChunk]) -
         ("frames", summary["recorded_frames"]),
         ("mean difference", f"{summary['mean_action_error']:.3f} of the range -1 to 1, from what "
                             "the expert did on these frames"),
+        ("executed", _executed(summary)),
         ("control rate", summary["control"]),
     ]  # fmt: skip
     output.print_facts("recorded frames", facts)

@@ -16,7 +16,7 @@ import typer
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
 from smolvla_edge.cli.eval_recorded import evaluate_recorded, print_recorded
-from smolvla_edge.errors import SimulatorError
+from smolvla_edge.errors import InputError, SimulatorError
 
 if TYPE_CHECKING:
     from smolvla_edge.eval.sides import Side
@@ -87,7 +87,8 @@ def evaluate(
             metavar="TEXT",
             show_default=False,
             help="Say this in every task, in place of its own words; @other says each task the "
-            "words of the one that shares its scene, @lerobot those of LeRobot's environment.",
+            "words of another (of the one that shares its scene, if any), @lerobot those of "
+            "LeRobot's environment.",
         ),
     ] = None,
     first_seed: Annotated[
@@ -116,8 +117,15 @@ def evaluate(
         str, typer.Option("--size", metavar="WxH", help="Of the camera's picture.")
     ] = "128x128",
     step_limit: Annotated[
-        int, typer.Option("--step-limit", min=1, metavar="N", help="An episode's last step.")
-    ] = 300,
+        int | None,
+        typer.Option(
+            "--step-limit",
+            min=1,
+            metavar="N",
+            show_default=False,
+            help="An episode's last step; 130 unless said.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -171,6 +179,8 @@ def evaluate(
       smolvla-edge eval my_bundle --out results --json > summary.json
     """
     if dataset is not None:
+        if tasks is not None or ray is not None or report_file is not None:
+            raise InputError("--dataset: expected no --tasks, --ray or --report: nothing is played")
         sides = _sides(source, plan, n_action_steps, against, against_policy, blank, instruction)
         cameras = args.pairs(rename, "--rename")
         found = evaluate_recorded(sides, dataset, episodes, every, cameras, first_seed)
@@ -181,7 +191,7 @@ def evaluate(
         else:
             print_recorded(found)
         return
-    from smolvla_edge.eval.metaworld import require_simulator
+    from smolvla_edge.eval.metaworld import STEP_LIMIT, require_simulator
     from smolvla_edge.eval.recording import films
     from smolvla_edge.eval.report import render
     from smolvla_edge.eval.runner import Setting
@@ -193,41 +203,32 @@ def evaluate(
     _check_target(report_file)
     chosen = find_tasks(tasks)
     width, height = _size(size)
-    setting = Setting(width, height, step_limit)
+    setting = Setting(width, height, step_limit or STEP_LIMIT)
     sides = _sides(source, plan, n_action_steps, against, against_policy, blank, instruction)
     jobs = [(t.name, first_seed + i) for t in chosen for i in range(episodes)]
     count = workers or len(os.sched_getaffinity(0))
     cluster = None
     if ray is not None:
-        from smolvla_edge.eval.ray_cluster import play_on
+        from smolvla_edge.eval.ray_cluster import connect
 
-        cluster = play_on(ray, workers)
+        cluster, count = connect(ray, workers)
     played, summaries, seconds = [], [], []
     for number, side in enumerate(sides):
         file = None if out is None else out / f"episodes-{number}.jsonl"
-        policy, executed = side.open()
+        facts = side.facts()
         started = time.perf_counter()
         with output.progress(f"playing {side.describe()}", unit_bytes=False) as report:
             played.append(
                 play(side, jobs, setting, workers=count, file=file, progress=report, play=cluster)
             )
         seconds.append(round(time.perf_counter() - started, 1))
-        summaries.append(
-            {
-                **side.to_json(),
-                "n_action_steps": executed,
-                "steps": policy.plan.steps,
-                "horizon": policy.plan.rows(policy.model.chunk_size),
-                "chunk_size": policy.model.chunk_size,
-                "provenance": policy.provenance,
-                **summarize(played[-1]),
-            }
-        )
+        summaries.append({**facts, **summarize(played[-1])})
     result: dict[str, Any] = {
         "environment": env.value,
         "setting": vars(setting),
         "seeds": [first_seed, first_seed + episodes - 1],
         "workers": count,
+        "cluster": ray,
         "seconds": seconds,
         "sides": summaries,
         "comparison": compare(*played) if len(played) == 2 else None,
@@ -291,7 +292,7 @@ def _split(words: str, n_action_steps: int | None) -> tuple[str, int | None]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from smolvla_edge.eval.report import processes
+    from smolvla_edge.eval.report import jumps, processes
 
     sides: Sequence[Mapping[str, Any]] = result["sides"]
     names = ["first", "second"][: len(sides)] if len(sides) == 2 else ["solved"]
@@ -316,11 +317,11 @@ def _print(result: Mapping[str, Any]) -> None:
             ("executed", f"{side['n_action_steps']} of {side['horizon']} actions a chunk"),
             ("denoise steps", side["steps"]),
             ("picture", "blank" if side["blank"] else size),
+            ("told", side["instruction"] or "each task's own words"),
             ("latency", "p50 {p50}, p95 {p95}, p99 {p99} ms a chunk".format(**side["latency_ms"])),
             ("actions", f"{side['actions_per_second']} a second at most; the robot takes "
                         f"{side['control_rate']:.0f}"),
-            ("jump between actions", f"{side['seam_jump']} where chunks meet, "
-                                     f"{side['inner_jump']} inside"),
+            ("jump between actions", jumps(side["seam_jump"], side["inner_jump"])),
         ]  # fmt: skip
         output.print_facts(name, facts)
     _print_comparison(result["comparison"])
@@ -332,6 +333,8 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _print_comparison(pairs: Mapping[str, Any] | None) -> None:
+    from smolvla_edge.eval.report import resolvable
+
     if pairs is None:
         return
     facts = [
@@ -340,6 +343,6 @@ def _print_comparison(pairs: Mapping[str, Any] | None) -> None:
         ("pairs", f"{pairs['pairs']}: both {pairs['both']}, only first {pairs['only_first']}, only "
                   f"second {pairs['only_second']}, neither {pairs['neither']}"),
         ("McNemar, exact", f"p = {pairs['p_value']:.3g}"),
-        ("could have shown", f"a difference of {pairs['resolvable']:.1%} (80 % power)"),
+        ("could have shown", resolvable(pairs)),
     ]  # fmt: skip
     output.print_facts("comparison", facts)

@@ -33,13 +33,13 @@ def evaluate_recorded(
     moments = Moments(dataset, sorted(set(chosen.tolist())), every)
     found, rows = [], []
     for side in sides:
-        policy, executed = side.open()
-        rows.append({**side.to_json(), "n_action_steps": executed, "steps": policy.plan.steps,
-                     "provenance": policy.provenance})  # fmt: skip
+        rows.append(side.facts())
         with output.progress(f"predicting, {side.describe()}", unit_bytes=False) as report:
             chunks = predict_all(side, moments, cameras=cameras, seed=first_seed, progress=report)
         found.append(chunks)
-        rows[-1]["against_recorded"] = error_table(chunks, chunks.recorded, executed)
+        rows[-1]["against_recorded"] = error_table(
+            chunks, chunks.recorded, rows[-1]["n_action_steps"]
+        )
         rows[-1]["latency_ms"] = round(float(np.median(chunks.latency_ms)), 2)
     result: dict[str, Any] = {
         "dataset": str(folder),
@@ -75,4 +75,6 @@ def print_recorded(result: Mapping[str, Any]) -> None:
 
 
 def _name(side: Mapping[str, Any]) -> str:
-    return f"{side['policy']}, {side['plan']}"
+    words = f"{side['policy']}, {side['plan']} ({side['steps']} denoise steps, horizon "
+    words += f"{side['horizon']})"
+    return words + (", blank picture" if side["blank"] else "")

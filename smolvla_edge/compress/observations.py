@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.contract import EMPTY_CAMERA
 from smolvla_edge.errors import DatasetError, QuantizationError
 from smolvla_edge.image_file import read_image
 from smolvla_edge.preprocess import unnormalize
@@ -136,17 +135,11 @@ def synthetic_state(random: np.random.Generator, source: Source) -> NDArray[np.f
 def _synthetic(source: Source, count: int, seed: int) -> Iterator[Observation]:
     model = source.model
     size = model.resize or (model.image_size, model.image_size)
-    cameras = _cameras(source)
+    cameras = source.contract.robot_cameras()
     for number in range(count):
         random = np.random.default_rng([seed, number])
         frames = {camera: synthetic_frame(random, size) for camera in cameras}
         yield Observation(frames, synthetic_state(random, source), _TASK)
-
-
-def _cameras(source: Source) -> list[str]:
-    """Those that a robot has, by its own names."""
-    names = source.contract.robot_names()
-    return [names[c] for c in source.contract.cameras if not c.startswith(EMPTY_CAMERA)]
 
 
 def _from_dataset(
@@ -160,7 +153,7 @@ def _from_dataset(
         raise QuantizationError(
             f"{folder}: expected {count} frames or more, got {recorded.info.frames}"
         )
-    names = match_cameras(recorded, _cameras(source), rename)
+    names = match_cameras(recorded, source.contract.robot_cameras(), rename)
     wanted = np.linspace(0, recorded.info.frames - 1, count).round().astype(int).tolist()
 
     def make() -> Iterator[Observation]:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from smolvla_edge.chunk import ActionChunk
 from smolvla_edge.errors import SimulatorError
 from smolvla_edge.eval.metaworld import CAMERA, STEP_LIMIT, Metaworld
+from smolvla_edge.eval.sides import GREY
 from smolvla_edge.policy import Policy
 
 Watch = Callable[[NDArray[np.float32], ActionChunk, int], None]
 """Called before every step with the state, the chunk, and the row that comes next."""
-
-GREY = 128
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class EpisodeResult:
 
     `steps` is the step in which the task was solved, or the limit. Jumps are mean distances between
     successive actions in the units of the action: where a chunk follows another (the seam), and
-    inside chunks.
+    inside chunks; None where no action follows another so.
     """
 
     task: str
@@ -34,8 +33,8 @@ class EpisodeResult:
     success: bool
     steps: int
     chunks: int
-    seam_jump: float
-    inner_jump: float
+    seam_jump: float | None
+    inner_jump: float | None
     latency_ms: tuple[float, ...]  # of each chunk
 
     def to_json(self) -> dict[str, Any]:
@@ -101,14 +100,16 @@ def _result(
     jumps: dict[bool, list[float]],
     latency: list[float],
 ) -> EpisodeResult:
-    seam, inner = (float(np.mean(jumps[kind])) if jumps[kind] else 0.0 for kind in (True, False))
+    seam, inner = (
+        round(float(np.mean(jumps[kind])), 5) if jumps[kind] else None for kind in (True, False)
+    )
     return EpisodeResult(
         task=world.task.name,
         seed=seed,
         success=success,
         steps=steps,
         chunks=len(latency),
-        seam_jump=round(seam, 5),
-        inner_jump=round(inner, 5),
+        seam_jump=seam,
+        inner_jump=inner,
         latency_ms=tuple(round(ms, 2) for ms in latency),
     )

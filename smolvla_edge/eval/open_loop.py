@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smolvla_edge.dataset import RecordedDataset
-from smolvla_edge.errors import DatasetError
-from smolvla_edge.eval.sides import Side
+from smolvla_edge.errors import DatasetError, InputError
+from smolvla_edge.eval.sides import GREY, LEROBOT, OTHER, Side
 from smolvla_edge.policy_config import ACTION
 
 Progress = Callable[[int, int], None]
@@ -65,10 +65,15 @@ def predict_all(
     """The policy's chunks at the recorded moments, moment i from the noise of seed + i.
 
     cameras: {the dataset's name: the policy's}, where they differ. Raises DatasetError when the
-    dataset lacks a camera, or its widths are not the policy's.
+    dataset lacks a camera, or its widths are not the policy's; InputError for words that are those
+    of a task of the simulator.
     """
+    if side.instruction in (OTHER, LEROBOT):
+        raise InputError(
+            f"{side.instruction}: expected the words themselves: a recording has no task"
+        )
     policy, _ = side.open(threads)
-    names = match_cameras(moments.dataset, list(policy.contract.cameras), cameras or {})
+    names = match_cameras(moments.dataset, policy.contract.robot_cameras(), cameras or {})
     rows = policy.plan.rows(policy.model.chunk_size)
     predicted: list[NDArray[np.float32]] = []
     recorded, latency, every_action = [], [], []
@@ -84,7 +89,10 @@ def predict_all(
         for number, frame in enumerate(moments.dataset.frames(episode, list(names))):
             if number % moments.every:
                 continue
-            images = {names[name]: picture for name, picture in frame.images.items()}
+            images = {
+                names[name]: np.full_like(picture, GREY) if side.blank else picture
+                for name, picture in frame.images.items()
+            }
             task = side.instruction or frame.task
             chunk = policy.predict(images, frame.state, task, seed=seed + len(predicted))
             predicted.append(chunk.actions)

@@ -7,6 +7,7 @@ must be at the same path on every machine; smolvla-edge with its extra sim must 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,11 +19,12 @@ from smolvla_edge.eval.sides import Side
 _PATIENCE = 5.0  # seconds for a connection
 
 
-def play_on(address: str, workers: int | None) -> Play:
-    """What `evaluate` takes as `play`: episodes on the cluster at `address` ("auto": this one's).
+def connect(address: str, workers: int | None) -> tuple[Play, int]:
+    """What `evaluate` takes as `play`, on the cluster at `address` ("auto": this one's), and how
+    many actors play.
 
-    workers: actors; as many as the cluster has CPUs when None. Raises MissingExtraError without
-    ray, SimulatorError for a cluster that cannot be reached.
+    workers: actors, at most one a free CPU; as many as these when None. Raises MissingExtraError
+    without ray, SimulatorError for a cluster that cannot be reached or has no CPU to give.
     """
     try:
         import ray
@@ -34,7 +36,9 @@ def play_on(address: str, workers: int | None) -> Play:
             ray.init(address=address, log_to_driver=False)
     except Exception as cause:  # ray raises ConnectionError, ValueError, RuntimeError ...
         raise SimulatorError(f"--ray {address}: no cluster answers there: {cause}") from cause
-    count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    count = _free_cpus(ray, workers)
+    if count < 1:
+        raise SimulatorError(f"--ray {address}: expected a free CPU, all of them are taken")
 
     def play(side: Side, setting: Setting, jobs: Sequence[Job]) -> Iterator[EpisodeResult]:
         actor: Any = ray.remote(num_cpus=1)(Worker)
@@ -42,19 +46,38 @@ def play_on(address: str, workers: int | None) -> Play:
         waiting = list(reversed(jobs))
         running: dict[Any, Any] = {}
         try:
-            for one in actors:
-                running[one.run.remote(waiting.pop())] = one
-            while running:
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                one = running.pop(done)
+            # An actor gets a job when it has started: one whose CPU was taken meanwhile gets none.
+            starting = {one.__ray_ready__.remote(): one for one in actors}
+            while waiting or running:
+                (done,), _ = ray.wait([*running, *(starting if waiting else ())], num_returns=1)
+                result = _result(ray, done) if done in running else None
+                one = running.pop(done, None) or _started(ray, done, starting)
                 if waiting:
                     running[one.run.remote(waiting.pop())] = one
-                yield _result(ray, done)
+                if result is not None:
+                    yield result
         finally:
             for one in actors:
                 ray.kill(one)
 
-    return play
+    return play, count
+
+
+def _free_cpus(ray: Any, wanted: int | None) -> int:
+    """At most `wanted`; all that are free when None. Ray hears of CPUs that were given back a
+    little later, so it is asked for a while."""
+    most = wanted or int(ray.cluster_resources().get("CPU", 0))
+    until = time.monotonic() + _PATIENCE
+    while True:
+        free = int(ray.available_resources().get("CPU", 0))
+        if free >= most or time.monotonic() > until:
+            return min(free, most)
+        time.sleep(0.1)
+
+
+def _started(ray: Any, done: Any, starting: dict[Any, Any]) -> Any:
+    _result(ray, done)  # raises what its constructor raised
+    return starting.pop(done)
 
 
 def _check_reachable(address: str) -> None:

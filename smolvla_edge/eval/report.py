@@ -71,9 +71,24 @@ def processes(count: int) -> str:
     return f"{count} process{'' if count == 1 else 'es'}"
 
 
+def jumps(seam: float | None, inner: float | None) -> str:
+    """Where there is no such jump (one action a chunk has no inside), "none"."""
+    where = {"where chunks meet": seam, "inside": inner}
+    return ", ".join(f"{'none' if x is None else x} {name}" for name, x in where.items())
+
+
+def resolvable(pairs: Mapping[str, Any]) -> str:
+    found = pairs["resolvable"]
+    if found is None:
+        return f"no difference: {pairs['pairs']} pairs are too few"
+    return f"a difference of {found:.1%} (80 % power)"
+
+
 def _name(side: Mapping[str, Any]) -> str:
     words = [str(side["plan"]), f"{side['n_action_steps']} of {side['horizon']} actions"]
-    return ", ".join([*words, "blank picture"] if side["blank"] else words)
+    words += ["blank picture"] if side["blank"] else []
+    words += [f"told {side['instruction']}"] if side["instruction"] else []
+    return ", ".join(words)
 
 
 def _facts(result: Mapping[str, Any]) -> str:
@@ -85,7 +100,8 @@ def _facts(result: Mapping[str, Any]) -> str:
         ("environment", f"{result['environment']}, pictures {setting['width']}x"
                         f"{setting['height']}, at most {setting['step_limit']} steps"),
         ("initial states", f"seeds {result['seeds'][0]} to {result['seeds'][1]} of each task"),
-        ("computed by", " ".join(str(first["provenance"].get(k, "")) for k in
+        ("computed by", f"the Ray cluster at {result['cluster']}" if result["cluster"] else
+                        " ".join(str(first["provenance"].get(k, "")) for k in
                                  ("backend", "isa", "compute"))),
         ("time", f"{' + '.join(map(str, result['seconds']))} s, {processes(result['workers'])}"),
         ("command", result["command"]),
@@ -131,11 +147,11 @@ def _comparison(pairs: Mapping[str, Any] | None) -> str:
         return ""
     words = (
         f"Second less first: {pairs['difference']:+.1%}, 95 % interval {pairs['low']:+.1%} to "
-        f"{pairs['high']:+.1%} (bootstrap over pairs within tasks). Of {pairs['pairs']} pairs both "
-        f"solved {pairs['both']}, only the first {pairs['only_first']}, only the second "
-        f"{pairs['only_second']}, neither {pairs['neither']}; McNemar's exact p = "
-        f"{pairs['p_value']:.3g}. So many pairs could have shown a difference of "
-        f"{pairs['resolvable']:.1%} with 80 % power."
+        f"{pairs['high']:+.1%} (bootstrap over pairs within tasks, at least the score interval). "
+        f"Of {pairs['pairs']} pairs both solved {pairs['both']}, only the first "
+        f"{pairs['only_first']}, only the second {pairs['only_second']}, neither "
+        f"{pairs['neither']}; McNemar's exact p = {pairs['p_value']:.3g}. So many pairs could have "
+        f"shown {resolvable(pairs)}."
     )
     return f"<h2>The difference</h2><p>{escape(words)}</p>"
 
@@ -175,8 +191,8 @@ def _latency(sides: Sequence[Mapping[str, Any]]) -> str:
         lines.append(
             f'<p><b class="b{number}">side {number + 1}</b>: {numbers} of {side["chunks"]} chunks, '
             f"one thread beside the other processes. The actions of a chunk last {lasts:.0f} ms "
-            f"at {side['control_rate']:.0f} Hz. Mean jump between actions {side['seam_jump']} "
-            f"where chunks meet, {side['inner_jump']} inside.</p>"
+            f"at {side['control_rate']:.0f} Hz. Mean jump between actions: "
+            f"{jumps(side['seam_jump'], side['inner_jump'])}.</p>"
         )
     return "".join(lines)
 

@@ -1,7 +1,8 @@
 """Many episodes on several processes; what is done is kept, so that an evaluation can go on.
 
 A result file is one line of JSON an episode, under a first line that says what was judged. It is
-never mixed: another policy, plan, task list or version begins another file.
+never mixed: another policy, plan, setting, definition of the tasks or version (of this package or
+of the simulator) is refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,20 @@ class Worker:
 
 
 def fingerprint(policy: str) -> str:
-    """SHA-256 of what a policy is made of: a bundle's digest, or a checkpoint's own files."""
+    """SHA-256 of what a policy is made of: a bundle's digest, or a checkpoint's own files.
+
+    Raises SimulatorError for anything but a folder.
+    """
     folder = Path(policy)
     if is_bundle(folder):
         return read_bundle(folder).digest
+    if not folder.is_dir():
+        raise SimulatorError(
+            f"{policy}: expected a folder, to know its results by: convert it to a bundle first"
+        )
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
-        found.update(path.name.encode())
+    for path in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.safetensors")):
+        found.update(str(path.relative_to(folder)).encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 20):
                 found.update(block)
@@ -170,6 +179,8 @@ class _Kept:
             "side": side.to_json(),
             "policy": fingerprint(side.policy),
             "setting": vars(setting),
+            "tasks": hashlib.sha256(repr(sorted(TASKS.items())).encode()).hexdigest(),
+            "simulator": {name: version(name) for name in ("metaworld", "mujoco")},
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         text = file.read_text(encoding="utf-8") if file.is_file() else ""

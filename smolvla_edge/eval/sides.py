@@ -11,6 +11,7 @@ from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
 from smolvla_edge.source import open_source
 
+GREY = 128  # of a blank picture
 OTHER = "@other"
 LEROBOT = "@lerobot"
 
@@ -23,7 +24,7 @@ class Side:
     the exact plan. n_action_steps: how many actions of a chunk are executed before the next one is
     computed; None is the checkpoint's own number. blank: the policy sees a grey picture instead of
     the camera's. instruction: said in every task instead of its own; OTHER says each task the words
-    of the one that shares its scene, LEROBOT what LeRobot's environment says.
+    of another (of the one that shares its scene, if any), LEROBOT what LeRobot's environment says.
     """
 
     policy: str
@@ -44,6 +45,18 @@ class Side:
         if not 1 <= count <= rows:
             raise PlanError(f"n_action_steps: expected 1 to {rows} (the chunk), got {count}")
         return policy, count
+
+    def facts(self) -> dict[str, Any]:
+        """What is judged, with every number that the policy leaves to itself; JSON-able."""
+        policy, count = self.open()
+        return {
+            **self.to_json(),
+            "n_action_steps": count,
+            "steps": policy.plan.steps,
+            "horizon": policy.plan.rows(policy.model.chunk_size),
+            "chunk_size": policy.model.chunk_size,
+            "provenance": policy.provenance,
+        }
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from smolvla_edge.errors import InputError
 from smolvla_edge.eval.episode import EpisodeResult
 from smolvla_edge.eval.intervals import compare_pairs, wilson
 from smolvla_edge.eval.metaworld import CONTROL_RATE
@@ -35,19 +36,31 @@ def summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         # How many actions a second one process could hand out, and what the robot asks for.
         "actions_per_second": round(float(steps / (latency.sum() / 1e3)), 1),
         "control_rate": CONTROL_RATE,
-        "seam_jump": round(float(np.mean([r.seam_jump for r in results])), 4),
-        "inner_jump": round(float(np.mean([r.inner_jump for r in results])), 4),
+        "seam_jump": _mean([r.seam_jump for r in results]),
+        "inner_jump": _mean([r.inner_jump for r in results]),
     }
 
 
 def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The paired comparison of two sides' episodes of the same jobs, JSON-able."""
+    """The paired comparison of two sides' episodes of the same jobs, in the same order; JSON-able.
+
+    Raises InputError when they are of other tasks or seeds.
+    """
+    jobs = [[(result.task, result.seed) for result in side] for side in (first, second)]
+    if jobs[0] != jobs[1]:
+        raise InputError("compare: expected episodes of the same tasks and seeds on both sides")
     a, b = by_task(first), by_task(second)
     pairs = compare_pairs(
         [[result.success for result in a[task]] for task in a],
         [[result.success for result in b[task]] for task in b],
     )
     return asdict(pairs)
+
+
+def _mean(jumps: Sequence[float | None]) -> float | None:
+    """Over the episodes that have one: a chunk of one action has no inside."""
+    known = [jump for jump in jumps if jump is not None]
+    return round(float(np.mean(known)), 4) if known else None
 
 
 def by_task(results: Sequence[EpisodeResult]) -> dict[str, list[EpisodeResult]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -204,17 +205,24 @@ def test_the_tables_say_what_was_played(tools):
 
     exact, worse = played(("push", 3)), played(("push", 4), ("push", 3), ("hammer", 9))
     names = [f"n_action_steps {n}" for n in (4, 16)]
-    names += [f"{bits}-bit weights{more}" for bits in (8, 4, 3, 2)
-              for more in (", n_action_steps 4", "", ", n_action_steps 16")]  # fmt: skip
+    names += [f"{bits}-bit weights, n_action_steps {n}" for bits in (8, 4, 3, 2)
+              for n in (4, 8, 16)]  # fmt: skip
     line = {**summarize(worse), "against_base": compare(exact, worse)}
-    lines = {"exact": {**summarize(exact), "against_base": None}, "blank picture": line}
+    side = {"n_action_steps": 8, "steps": 10}
+    lines = {"exact": {**summarize(exact), "against_base": None, "side": side},
+             "blank picture": line}  # fmt: skip
     text = tables.render({**lines, **dict.fromkeys(names, line)})
     assert "| push | 59 of 60 | 91% to 100% | 70 | 97% |" in text
     assert "| mean | **99.2%** (119 of 120) | 95% to 100% | 70 | 97.5% |" in text
     assert "| n_action_steps 4 | 97.5% | -1.7% (" in text and ") | 2 / 0 | 0.5 | 4.0 | 0.2" in text
     assert text.count("bits | 97.5%, -1.7% (") == 4 and "planned anew every 8 actions" in text
+    assert "exact: n_action_steps 8, 10 denoise steps" in text and "n_action_steps 8 |" not in text
     small = tables.render(lines)
     assert "bits |" not in small and "n_action_steps 4 |" not in small
+    nothing = played(*((task, seed) for task in ("push", "hammer") for seed in range(60)))
+    lines["exact"] |= summarize([replace(r, inner_jump=None) for r in nothing])
+    assert "| push | 0 of 60 | 0% to 6% | - | 97% |" in tables.render(lines)
+    assert "0.200 / - |" in tables.render(lines)
 
 
 def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):
@@ -236,3 +244,148 @@ def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):
             assert np.array_equal(one.action, other.action) and one.task == other.task
     log = (tmp_path / "a" / "meta" / "demonstrations.jsonl").read_text()
     assert log == (tmp_path / "b" / "meta" / "demonstrations.jsonl").read_text()
+
+
+def test_a_policy_begins_and_the_expert_ends(tools, tmp_path):
+    """After the ordinary ones, in layouts of their own; what is recorded is the expert's."""
+    need_simulator()
+    import json
+
+    from smolvla_edge.dataset import read_dataset
+    from tools.demo_policy.generate import demonstrate, main
+
+    policy = ROOT / "smolvla_edge" / "assets" / "demo_policy"
+    words = ["--tasks", "button-press", "--workers", "1", "--demonstrations", "1"]
+    main([str(tmp_path), *words])
+    main([str(tmp_path), *words, "--policy", str(policy)])
+    log = (tmp_path / "meta" / "demonstrations.jsonl").read_text()
+    main([str(tmp_path), *words])  # nothing is missing
+    assert (tmp_path / "meta" / "demonstrations.jsonl").read_text() == log
+    alone, steered = map(json.loads, log.splitlines())
+    assert steered["style"] == "steered" and alone["style"] != "steered"
+    assert steered["seed"] - alone["seed"] >= 5000 - 10
+    recorded = read_dataset(tmp_path)
+    assert recorded.info.frames == alone["frames"] + steered["frames"]
+    again = demonstrate(("button-press", steered["seed"], str(policy)))
+    expert = demonstrate(("button-press", steered["seed"], None))
+    states = [np.array(x.rows["observation.state"]) for x in (again, expert)]
+    kept = np.array([frame.state for frame in recorded.frames(1)])
+    assert np.array_equal(kept, states[0])
+    assert not np.array_equal(states[0][:10], states[1][:10])
+    # The policy's actions moved the hand; the expert's are what is recorded.
+    from metaworld.policies import ENV_POLICY_MAP
+
+    oracle = ENV_POLICY_MAP["button-press-topdown-v3"]()
+    for seen, action in zip(again.rows["observation.environment_state"], again.rows["action"],
+                            strict=True):  # fmt: skip
+        want = np.clip(oracle.get_action(seen.astype(np.float64)), -1, 1)
+        assert action == pytest.approx(want, abs=1e-5)
+
+
+def test_only_solved_episodes_are_kept(tools, tmp_path, monkeypatch):
+    import json
+    from types import SimpleNamespace
+
+    from smolvla_edge.dataset import read_dataset
+    from tools.demo_policy import generate
+
+    class Here:
+        """A pool of this process."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def imap(self, function, jobs):
+            return map(generate.demonstrate, jobs)
+
+        def terminate(self):
+            pass
+
+    def demonstrate(job):
+        task, seed, _ = job
+        rows = {
+            "observation.image": [np.zeros((128, 128, 3), np.uint8)] * 3,
+            "observation.state": [np.zeros(4)] * 3,
+            "observation.environment_state": [np.zeros(39)] * 3,
+            "action": [np.zeros(4)] * 3,
+        }
+        return generate.Demonstration(task, seed, "clean", rows, solved=seed % 2 == 0)
+
+    monkeypatch.setattr(generate, "demonstrate", demonstrate)
+    here = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=lambda _: Here()))
+    monkeypatch.setattr(generate, "multiprocessing", here)
+    words = [str(tmp_path), "--tasks", "push", "--demonstrations", "3"]
+    generate.main(words)
+    log = (tmp_path / "meta" / "demonstrations.jsonl").read_text().splitlines()
+    first = generate.first_seed("push")
+    assert [json.loads(x)["seed"] for x in log] == [first, first + 2, first + 4]
+    assert len(read_dataset(tmp_path).episodes) == 3
+    # Episodes of another layout are not taken for these.
+    monkeypatch.setitem(generate.TASKS, "push", replace(generate.TASKS["push"], marked=False))
+    with pytest.raises(SystemExit, match="of other layouts"):
+        generate.main([*words[:-1], "4"])
+
+
+def test_a_finished_training_is_left_as_it_is(data, tmp_path):
+    train(data, tmp_path, "--steps", "1")
+    config = tmp_path / "policy" / "config.json"
+    config.unlink()  # whoever writes the policy anew would bring it back
+    train(data, tmp_path, "--steps", "1")
+    assert not config.exists()
+
+
+def test_the_benchmark_can_fail(tools, tmp_path):
+    """The shipped policy's weights in another order solve none of what it solves."""
+    need_simulator()
+    from smolvla_edge.eval.runner import Setting, evaluate
+    from smolvla_edge.eval.sides import Side
+    from tools.demo_policy.study import changed, shuffled
+
+    policy = ROOT / "smolvla_edge" / "assets" / "demo_policy"
+    jobs = [(task, seed) for task in ("button-press", "drawer-open") for seed in range(3)]
+    exact = evaluate(Side(str(policy)), jobs, Setting())
+    assert sum(result.success for result in exact) >= 5
+    copy = changed(policy, tmp_path / "shuffled", shuffled)
+    assert not any(result.success for result in evaluate(Side(str(copy)), jobs, Setting()))
+
+
+def test_weights_are_rounded_to_as_many_bits_as_said(tools):
+    from tools.demo_policy.study import rounded
+
+    weight = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    for bits, values in ((8, 255), (4, 15), (3, 7), (2, 3)):
+        row = rounded(bits)("expert.layers.0.mlp.up.weight", weight)[0]
+        assert len(np.unique(row)) <= values and np.abs(row).max() == pytest.approx(
+            np.abs(weight[0]).max()
+        )
+    norm = weight[0]
+    assert rounded(2)("expert.layers.0.norm1.weight", norm) is norm
+    assert rounded(2)("action_in.weight", weight) is weight
+
+
+def test_what_needs_no_eyes_is_estimated(tools, monkeypatch, capsys):
+    """Enough data and steps to run through; the estimate itself is docs/evaluation.md's."""
+    need_simulator()
+    from tools.demo_policy import blind
+
+    monkeypatch.setattr(blind, "DEMONSTRATIONS", 2)
+    monkeypatch.setattr(blind, "STEPS", 5)
+    blind.main(["--tasks", "button-front", "--episodes", "2"])
+    assert capsys.readouterr().out.split() == ["button-front", "0", "of", "2"]
+    steps = []
+
+    class World:
+        state = np.zeros(4, np.float32)
+
+        def reset(self, seed):
+            pass
+
+        def step(self, action):
+            steps.append(action)
+            return False
+
+    assert not blind.play(World(), 0, lambda state: np.zeros((16, 4)))
+    assert len(steps) == blind.STEP_LIMIT

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from smolvla_edge.errors import InputError
-from smolvla_edge.eval.intervals import compare_pairs, mcnemar, smallest_resolvable, wilson
+from smolvla_edge.eval.intervals import (
+    bootstrap_interval,
+    compare_pairs,
+    mcnemar,
+    mcnemar_power,
+    score_interval,
+    smallest_resolvable,
+    wilson,
+)
 
 CASES = [(0, 1), (1, 1), (0, 20), (20, 20), (7, 20), (49, 50), (475, 500), (1, 1000)]
 
@@ -66,7 +74,9 @@ def test_the_bootstrap_is_the_one_that_resamples_pairs_within_a_task():
     random = np.random.default_rng(0)
     first = (random.random((2, 40)) < 0.6).tolist()
     second = (random.random((2, 40)) < 0.8).tolist()
-    found = compare_pairs(first, second)
+    kinds = [np.bincount(2 * np.array(a) + np.array(b), minlength=4)
+             for a, b in zip(first, second, strict=True)]  # fmt: skip
+    low, high = bootstrap_interval(np.array(kinds))
     differences = []
     for _ in range(4000):
         rows = random.integers(0, 40, (2, 40))
@@ -74,9 +84,10 @@ def test_the_bootstrap_is_the_one_that_resamples_pairs_within_a_task():
             np.mean([np.array(second[t])[rows[t]].mean() - np.array(first[t])[rows[t]].mean()
                      for t in range(2)])
         )  # fmt: skip
-    assert (found.low, found.high) == pytest.approx(
-        np.quantile(differences, [0.025, 0.975]), abs=0.02
-    )
+    assert (low, high) == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.02)
+    # What is published is never narrower.
+    found = compare_pairs(first, second)
+    assert found.low <= low < high <= found.high < high + 0.03
 
 
 def test_a_comparison_is_the_same_every_time():
@@ -88,17 +99,56 @@ def test_the_smallest_resolvable_difference_is_found_that_often():
     """With 1600 pairs, 10 % of them discordant, a difference of that size is found in 80 %."""
     pairs, rate = 1600, 0.1
     effect = smallest_resolvable(pairs, rate)
+    # Connor's normal approximation (1987), good at so many discordant pairs.
+    assert effect == pytest.approx(2.8 * math.sqrt(rate / pairs), rel=0.06)
     random = np.random.default_rng(1)
     counts = random.multinomial(
-        pairs, [(rate + effect) / 2, (rate - effect) / 2, 1 - rate], size=600
+        pairs, [(rate - effect) / 2, (rate + effect) / 2, 1 - rate], size=4000
     )
-    found = np.mean([mcnemar(int(a), int(b)) < 0.05 for a, b, _ in counts])
-    assert 0.72 < found < 0.88
+    found = np.mean([b > a and mcnemar(int(a), int(b)) <= 0.05 for a, b, _ in counts])
+    assert found == pytest.approx(0.8, abs=0.02)
+    assert mcnemar_power(pairs, rate, effect) == pytest.approx(0.8, abs=0.01)
+
+
+def test_few_pairs_show_only_what_their_test_can_find():
+    """Six discordant pairs, all one way, are the least that the exact test calls a difference."""
+    assert mcnemar(0, 6) < 0.05 < mcnemar(0, 5)
+    assert smallest_resolvable(5, 0.2) is None
+    for pairs in (6, 10, 500):
+        for discordant in (1, 3):
+            assert smallest_resolvable(pairs, discordant / pairs) > 0.95 * 6 / pairs
+    assert mcnemar_power(6, 1.0, 1.0) == 1.0 and mcnemar_power(5, 1.0, 1.0) == 0.0
+
+
+@pytest.mark.parametrize("first, second, pairs", [(0, 0, 50), (3, 9, 60), (0, 5, 40), (20, 4, 30)])
+def test_the_score_interval_holds_what_the_score_test_does_not_reject(first, second, pairs):
+    """Against a search for the likeliest rates that have a given difference."""
+    low, high = score_interval(first, second, pairs)
+    assert low <= (second - first) / pairs <= high
+    assert score_interval(second, first, pairs) == pytest.approx((-high, -low), abs=1e-6)
+
+    def score(difference):
+        p = np.linspace(max(0, -difference), (1 - difference) / 2, 200_001)[1:-1]  # only first
+        with np.errstate(divide="ignore", invalid="ignore"):
+            likely = (
+                first * np.log(p)
+                + second * np.log(p + difference)
+                + (pairs - first - second) * np.log1p(-2 * p - difference)
+            )
+        likely[~np.isfinite(likely)] = -np.inf
+        q = p[likely.argmax()]
+        variance = (2 * q + difference * (1 - difference)) / pairs
+        return abs((second - first) / pairs - difference) / math.sqrt(variance)
+
+    for bound in (low, high):
+        assert score(bound) == pytest.approx(1.96, abs=0.02)
 
 
 def test_no_discordant_pair_is_no_proof_of_equality():
     same = [[True] * 10]
-    assert compare_pairs(same, same).resolvable > 0.2
+    found = compare_pairs(same, same)
+    assert found.resolvable > 0.6
+    assert (found.low, found.high) == pytest.approx((-0.277, 0.277), abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from eval_helpers import need_simulator
 
 from smolvla_edge.errors import MissingExtraError, SimulatorError
 from smolvla_edge.eval import metaworld
-from smolvla_edge.eval.metaworld import Metaworld
+from smolvla_edge.eval.metaworld import STEP_LIMIT, Metaworld
 from smolvla_edge.eval.tasks import TASKS, find_tasks
 
 NAMES = list(TASKS)
@@ -59,7 +59,7 @@ def test_an_episode_is_the_same_whatever_was_before_it(worlds, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scripted_expert_solves_the_task_from_what_it_is_told(worlds, name):
-    """The layouts are solvable, also where they are wider than Meta-World's own."""
+    """The layouts are solvable in time, also where they are wider than Meta-World's own."""
     from metaworld.policies import ENV_POLICY_MAP
 
     world = worlds(name)
@@ -67,7 +67,7 @@ def test_the_scripted_expert_solves_the_task_from_what_it_is_told(worlds, name):
     for seed in range(5):
         world.reset(seed)
         expert = ENV_POLICY_MAP[TASKS[name].environment]()
-        solved += any(world.step(expert.get_action(world.everything)) for _ in range(200))
+        solved += any(world.step(expert.get_action(world.everything)) for _ in range(STEP_LIMIT))
     assert solved >= 4
 
 
@@ -96,7 +96,7 @@ def test_the_first_moment_is_of_this_layout_and_not_the_one_before(worlds, name)
     assert (np.abs(world.picture() - picture).max(2) > 20).sum() < 25
 
 
-@pytest.mark.parametrize("open_it, close_it", [(NAMES[i], NAMES[i + 1]) for i in (0, 2, 4)])
+@pytest.mark.parametrize("open_it, close_it", [(NAMES[i], NAMES[i + 1]) for i in (2, 4)])
 def test_pairs_start_from_places_that_overlap(worlds, open_it, close_it):
     """What tells the two apart is the instruction: their joints start in overlapping ranges."""
     starts = []

@@ -12,7 +12,7 @@ pytest.importorskip("PIL")
 
 from smolvla_edge.dataset import DatasetWriter, read_dataset
 from smolvla_edge.dataset.layout import Feature
-from smolvla_edge.errors import DatasetError
+from smolvla_edge.errors import DatasetError, InputError
 from smolvla_edge.eval.open_loop import Chunks, Moments, error_table, predict_all
 from smolvla_edge.eval.sides import Side
 from smolvla_edge.policy import load
@@ -60,6 +60,28 @@ def test_each_moment_is_predicted_from_its_own_frame_and_noise(policy, folder):
     assert np.isnan(chunks.recorded[3, 7:]).all()  # past the end of the episode
     everything = np.concatenate([actions, [f.action for f in dataset.frames(0)]])
     assert chunks.span == pytest.approx(np.ptp(everything.astype(np.float64), axis=0))
+
+
+def test_an_empty_camera_is_not_looked_for(tmp_path, folder):
+    empty = str(arm_policy(tmp_path / "p", empty_cameras=1))
+    assert len(load(empty).contract.cameras) == 2
+    chunks = predict_all(Side(empty), Moments(read_dataset(folder), [0], every=7))
+    assert np.isfinite(chunks.predicted).all()
+
+
+def test_what_a_side_sees_and_is_told_is_applied(policy, folder):
+    moments = Moments(read_dataset(folder), [0], every=7)
+    frame = next(iter(read_dataset(folder).frames(0)))
+    opened = load(policy)
+    grey = {name: np.full_like(picture, 128) for name, picture in frame.images.items()}
+    want = opened.predict(grey, frame.state, "push it", seed=0)
+    assert np.array_equal(predict_all(Side(policy, blank=True), moments).predicted[0], want.actions)
+    want = opened.predict(frame.images, frame.state, "pull it", seed=0)
+    told = predict_all(Side(policy, instruction="pull it"), moments)
+    assert np.array_equal(told.predicted[0], want.actions)
+    for words in ("@other", "@lerobot"):
+        with pytest.raises(InputError, match="a recording has no task"):
+            predict_all(Side(policy, instruction=words), moments)
 
 
 def test_errors_are_those_of_the_definition():

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from eval_helpers import arm_policy, need_simulator
 
-from smolvla_edge.errors import PlanError, SimulatorError
+from smolvla_edge.errors import InputError, PlanError, SimulatorError
 from smolvla_edge.eval.episode import EpisodeResult
-from smolvla_edge.eval.runner import Setting, evaluate
+from smolvla_edge.eval.runner import Setting, evaluate, fingerprint
 from smolvla_edge.eval.sides import Side
 from smolvla_edge.eval.summary import compare, summarize
+from smolvla_edge.eval.tasks import TASKS
 
 SETTING = Setting(64, 64, step_limit=24)
 JOBS = [("push", 0), ("push", 1), ("drawer-open", 0)]
@@ -84,6 +85,25 @@ def test_results_of_something_else_are_not_continued(policy, tmp_path, change):
         evaluate(replace(Side(policy), **change), JOBS[:1], setting, file=file)
 
 
+def test_other_tasks_under_the_same_names_are_something_else(policy, tmp_path, monkeypatch):
+    need_simulator()
+    file = tmp_path / "episodes.jsonl"
+    evaluate(Side(policy), JOBS[:1], SETTING, file=file)
+    monkeypatch.setitem(TASKS, "hammer", replace(TASKS["hammer"], region={0: (0.0, 0.1)}))
+    with pytest.raises(SimulatorError, match="something else"):
+        evaluate(Side(policy), JOBS[:1], SETTING, file=file)
+
+
+def test_a_policy_is_known_by_all_its_files(tmp_path):
+    folder = arm_policy(tmp_path / "p")
+    before = fingerprint(str(folder))
+    tokenizer = next(folder.rglob("tokenizer.json"))
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    assert fingerprint(str(folder)) != before
+    with pytest.raises(SimulatorError, match="expected a folder"):
+        fingerprint("somebody/policy")
+
+
 def test_another_policy_of_the_same_name_is_something_else(tmp_path):
     need_simulator()
     folder = arm_policy(tmp_path / "p")
@@ -148,3 +168,13 @@ def test_a_comparison_pairs_by_task_and_seed():
     assert (found["both"], found["only_second"], found["only_first"]) == (5, 3, 0)
     assert found["difference"] == pytest.approx(0.3)
     assert np.isfinite(found["resolvable"])
+    for other in (second[::-1], [replace(r, seed=r.seed + 10) for r in second], second[:9]):
+        with pytest.raises(InputError, match="the same tasks and seeds"):
+            compare(first, other)
+
+
+def test_a_jump_that_there_is_not_counts_for_nothing():
+    results = [replace(episode("push", s, True), inner_jump=None) for s in range(2)]
+    found = summarize([*results, episode("push", 2, True)])
+    assert (found["seam_jump"], found["inner_jump"]) == (0.2, 0.1)
+    assert summarize(results)["inner_jump"] is None

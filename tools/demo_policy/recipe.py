@@ -15,8 +15,13 @@ CHUNK = 16
 N_ACTION_STEPS = 8
 CAMERA = "observation.image"  # LeRobot's name of Meta-World's camera
 # Solved demonstrations of a task; what has to be grasped at the right place needs more of them.
-DEMONSTRATIONS = 100
+DEMONSTRATIONS = 150
 MORE_DEMONSTRATIONS = {"push": 200, "pick-place": 200, "hammer": 200}
+# Those that a half-trained policy begins, see generate.py.
+STEERED_DEMONSTRATIONS = dict.fromkeys(
+    ("window-open", "window-close", "faucet-open", "faucet-close", "push", "pick-place", "hammer"),
+    100,
+)
 LEROBOT_WORDS = 0.25  # of the drawn moments are told what LeRobot's environment says in the task
 ENVIRONMENT = "observation.environment_state"  # recorded for the auxiliary loss, never an input
 

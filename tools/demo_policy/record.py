@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    found = demonstrate((TASK, SEED))
+    found = demonstrate((TASK, SEED, None))
     assert found.solved and found.style == STYLES[0]
     rows = range(0, len(found.rows[ACTION]) - CHUNK + 1, EVERY)
     frames = np.stack([decode_image(found.rows[CAMERA][i], TASK) for i in rows])

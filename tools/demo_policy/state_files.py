@@ -31,14 +31,22 @@ def keep(path: Path, learner: Learner) -> None:
     os.replace(partial, path.with_suffix(".safetensors"))
 
 
+def step_of(path: Path) -> int:
+    """How far the run is whose state `keep` wrote; 0 without one."""
+    file = path.with_suffix(".safetensors")
+    if not file.is_file():
+        return 0
+    with safe_open(file, "pt") as opened:
+        return int(json.loads(opened.metadata()["step"]))
+
+
 def restore(path: Path, learner: Learner, device: str) -> None:
     """What `keep` wrote, if anything."""
     file = path.with_suffix(".safetensors")
     if not file.is_file():
         return
     tensors = load_file(file, device=device)
-    with safe_open(file, "pt") as opened:
-        learner.step = int(json.loads(opened.metadata()["step"]))
+    learner.step = step_of(path)
     learner.average = {name: tensors[f"average.{name}"] for name in learner.average}
     for name, weight in learner.weights.items():
         with torch.no_grad():

@@ -4,7 +4,7 @@
 
 Each line is the same paired protocol: the exact policy at its default against one change; rounded
 weights against the exact ones that execute as many actions. OUT/study.json has everything,
-OUT/study.md the tables.
+OUT/study.md the tables; --only adds to what is there.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def changed(policy: Path, folder: Path, change: Change) -> Path:
 def sides(policy: Path, scratch: Path) -> dict[str, tuple[Side, str | None]]:
     """Each published line by its name, with the earlier line that it is compared with."""
     own = Side(str(policy))
+    _, count_of_its_own = own.open()
     scratch = scratch / fingerprint(str(policy))[:12]
     scratch.mkdir(parents=True, exist_ok=True)
     found: dict[str, tuple[Side, str | None]] = {EXACT: (own, None)}
@@ -102,13 +103,14 @@ def sides(policy: Path, scratch: Path) -> dict[str, tuple[Side, str | None]]:
     add("LeRobot's words", instruction=LEROBOT)
     add("shuffled weights", policy=str(changed(policy, scratch / "x", shuffled)))
     for count in ACTION_STEPS:
-        add(executing(count), n_action_steps=count)
+        if count != count_of_its_own:
+            add(executing(count, count_of_its_own), n_action_steps=count)
     for steps in DENOISE_STEPS:
         add(denoising(steps), plan=f"steps={steps}")
     for bits in BITS:
         copy = str(changed(policy, scratch / f"w{bits}", rounded(bits)))
         for count in REPLANNED:
-            base = EXACT if count is None else executing(count)
+            base = executing(count, count_of_its_own)
             add(weights_of(bits, count), base, policy=copy, n_action_steps=count)
     return found
 
@@ -124,19 +126,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="lines whose name matches this pattern")
     options = parser.parse_args(arguments)
     jobs = [(name, seed) for name in TASKS for seed in range(options.episodes)]
+    planned = sides(options.policy, options.out / "weights")
+    wanted = {name for name in planned if re.search(options.only, name)}
+    wanted |= {base for name in wanted if (base := planned[name][1]) is not None} | {EXACT}
     lines: dict[str, dict[str, Any]] = {}
     done: dict[str, list[EpisodeResult]] = {}
-    for name, (side, base) in sides(options.policy, options.out / "weights").items():
-        if base is not None and not re.search(options.only, name):
-            continue
+    for name, (side, base) in planned.items():
         file = options.out / f"{name.replace(' ', '-').replace(',', '')}.jsonl"
+        if name not in wanted and not file.is_file():
+            continue
         with output.progress(name, unit_bytes=False) as report:
             played = evaluate(side, jobs, Setting(), workers=options.workers, file=file,
                               progress=report)  # fmt: skip
         done[name] = played
         summary = summarize(played)
         pairs = compare(done[base], played) if base in done else None
-        lines[name] = {"side": side.to_json(), **summary, "base": base, "against_base": pairs}
+        lines[name] = {"side": side.facts(), **summary, "base": base, "against_base": pairs}
         everything = summary["all"]
         words = "" if pairs is None else (
             f"  {pairs['difference']:+.1%} ({pairs['low']:+.1%} to {pairs['high']:+.1%}), "

@@ -5,41 +5,45 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tools.demo_policy.recipe import CHUNK, CONFIG, N_ACTION_STEPS
+from tools.demo_policy.recipe import CHUNK
 
 EXACT = "exact"
-ACTION_STEPS = (1, 4, 5, 10, CHUNK)
+# A line that asks for what the checkpoint does by itself is EXACT.
+ACTION_STEPS = (1, 2, 4, 5, 8, 10, CHUNK)
 DENOISE_STEPS = (1, 2, 4)
 BITS = (8, 4, 3, 2)
-REPLANNED = (4, None, CHUNK)  # None: the checkpoint's own N_ACTION_STEPS
+REPLANNED = (4, 8, CHUNK)
 _EYES_AND_WORDS = ("blank picture", "another task's words", "LeRobot's words", "shuffled weights")
 
 Lines = Mapping[str, Mapping[str, Any]]
 
 
-def executing(count: int | None) -> str:
-    return EXACT if count is None else f"n_action_steps {count}"
+def executing(count: int, own: int) -> str:
+    """own: how many actions the checkpoint executes by itself."""
+    return EXACT if count == own else f"n_action_steps {count}"
 
 
 def denoising(steps: int) -> str:
     return f"denoise steps {steps}"
 
 
-def weights_of(bits: int, count: int | None) -> str:
-    name = f"{bits}-bit weights"
-    return name if count is None else f"{name}, {executing(count)}"
+def weights_of(bits: int, count: int) -> str:
+    return f"{bits}-bit weights, n_action_steps {count}"
 
 
 def render(lines: Lines) -> str:
     """Those tables whose lines are there."""
     parts = [by_task(lines)]
-    default = (
-        f"{EXACT}: n_action_steps {N_ACTION_STEPS}, {CONFIG.get('num_steps', 10)} denoise steps"
-    )
-    settings = [*map(executing, ACTION_STEPS), *map(denoising, DENOISE_STEPS)]
+    side = lines[EXACT]["side"]
+    own = side["n_action_steps"]
+    default = f"{EXACT}: n_action_steps {own}, {side['steps']} denoise steps"
+    settings = [executing(n, own) for n in ACTION_STEPS if n != own]
+    settings += map(denoising, DENOISE_STEPS)
     parts.append(settings_table(lines, default, [name for name in settings if name in lines]))
-    if weights_of(BITS[0], None) in lines:
-        parts.append(bits_table(lines))
+    needed = {executing(n, own) for n in REPLANNED}
+    needed |= {weights_of(bits, n) for bits in BITS for n in REPLANNED}
+    if needed <= lines.keys():
+        parts.append(bits_table(lines, own))
     return "\n".join(parts)
 
 
@@ -54,7 +58,7 @@ def by_task(lines: Lines) -> str:
             task,
             f"{row['successes']} of {row['n']}",
             _interval(row),
-            f"{row['mean_steps']:.0f}",
+            "-" if row["mean_steps"] is None else f"{row['mean_steps']:.0f}",
         ]
         if task == "mean":
             cells[1] = f"**{row['rate']:.1%}** ({cells[1]})"
@@ -75,20 +79,25 @@ def settings_table(lines: Lines, default: str, names: list[str]) -> str:
                       f"{pairs['p_value']:.2g}"]  # fmt: skip
         rows.append([default if name == EXACT else name, _percent(line["all"]), *change,
                      f"{line['latency_ms']['p50']:.1f}",
-                     f"{line['seam_jump']:.3f} / {line['inner_jump']:.3f}"])  # fmt: skip
+                     f"{_jump(line['seam_jump'])} / {_jump(line['inner_jump'])}"])  # fmt: skip
     return _table(head, rows)
 
 
-def bits_table(lines: Lines) -> str:
-    counts = [count or N_ACTION_STEPS for count in REPLANNED]
-    rows = [["as shipped", *(_percent(lines[executing(count)]["all"]) for count in REPLANNED)]]
+def bits_table(lines: Lines, own: int) -> str:
+    rows = [["as shipped", *(_percent(lines[executing(n, own)]["all"]) for n in REPLANNED)]]
     for bits in BITS:
         cells = []
         for count in REPLANNED:
             line = lines[weights_of(bits, count)]
             cells.append(f"{_percent(line['all'])}, {_difference(line['against_base'])}")
         rows.append([f"{bits} bits", *cells])
-    return _table(["weights", *(f"planned anew every {count} actions" for count in counts)], rows)
+    return _table(
+        ["weights", *(f"planned anew every {count} actions" for count in REPLANNED)], rows
+    )
+
+
+def _jump(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _row(line: Mapping[str, Any], task: str) -> Mapping[str, Any]:

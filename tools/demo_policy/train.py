@@ -8,7 +8,8 @@ where things are, dropped afterwards; an exponential moving average of the weigh
 saved. The model computes in the dtypes of a released SmolVLA (bfloat16 but for the heads); what
 learns are float32 copies of its weights.
 
-WORK/state holds everything a later run needs to go on; WORK/policy is the policy so far, a LeRobot
+WORK/state holds everything a later run needs to go on, WORK/plateau the same from before the
+learning rate falls, from where a longer run can go on; WORK/policy is the policy so far, a LeRobot
 checkpoint folder. Batches and noises follow from --seed and the step alone.
 """
 
@@ -210,7 +211,7 @@ def train_step(
     return flow.item(), auxiliary.item()
 
 
-def encode(data: Demonstrations, folder: Path, limit: int) -> tuple[Tensor, Tensor]:
+def encode(data: Demonstrations, folder: Path) -> tuple[Tensor, Tensor]:
     """Tokens [phrases, longest] int64 and which of them are valid."""
     from smolvla_edge.checkpoint import read_checkpoint
 
@@ -246,13 +247,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    if state_files.step_of(options.work / "state") >= options.steps:
+        print(f"{options.work}: its {options.steps} steps are done")
+        return
     with output.progress("reading the demonstrations", unit_bytes=False) as report:
         data = batches.load(options.data, options.work, report)
     stats = statistics(data)
     learner = begin(data, options)
     policy = options.work / "policy"
     write_checkpoint(policy, learner.average, stats)
-    given = Conditions(data, stats, *encode(data, policy, 0), options.device)
+    given = Conditions(data, stats, *encode(data, policy), options.device)
     count = sum(x.numel() for x in learner.model.parameters())
     print(
         f"{len(data.state)} frames, {count / 1e6:.2f} M parameters, from step {learner.step}",
@@ -273,6 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
                 print(json.dumps(line), file=log, flush=True)
                 print(line, flush=True)
                 sums[:] = 0
+            if learner.step == math.ceil((1 - DECAY) * options.steps):
+                state_files.keep(options.work / "plateau", learner)
             over = (now - started) / 60 > options.minutes
             if over or now - saved > 60 * options.save_minutes or learner.step == options.steps:
                 state_files.keep(options.work / "state", learner)

@@ -27,7 +27,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.scripts import lerobot_eval
 
 TASKS = (
-    "drawer-open", "drawer-close", "window-open", "window-close", "faucet-open", "faucet-close",
+    "drawer-open", "button-press", "window-open", "window-close", "faucet-open", "faucet-close",
     "push", "pick-place", "button-press-topdown", "hammer",
 )  # fmt: skip
 
