@@ -239,7 +239,9 @@ demo-policy: .venv-train/installed.stamp
 		--steps 16000 $(TRAIN_ARGS)
 
 study: .venv-train/installed.stamp
-	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study $(STUDY_ARGS)
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study \
+		--data $(DEMO_WORK)/few $(STUDY_ARGS)
 
 compression: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3

@@ -1,9 +1,10 @@
 """Everything that docs/evaluation.md publishes, from one command; resumable.
 
-    python -m tools.demo_policy.study POLICY OUT --episodes 50 --workers 2
+    python -m tools.demo_policy.study POLICY OUT --episodes 50 --workers 2 --data RECORDINGS
 
 Each line is the same paired protocol: the exact policy at its default against one change; rounded
-weights against the exact ones that execute as many actions. OUT/study.json has everything,
+weights against the exact ones that execute as many actions. With --data the bundles of the shipped
+recipes, fitted to these recordings, are played too. OUT/study.json has everything,
 OUT/study.md the tables; --only adds to what is there.
 """
 
@@ -20,8 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from smolvla_edge.bundle import is_bundle
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli import output
+from smolvla_edge.compress.observations import find_observations
+from smolvla_edge.compress.quantize import quantize
+from smolvla_edge.compress.recipe import RECIPES
 from smolvla_edge.eval.episode import EpisodeResult
 from smolvla_edge.eval.runner import Setting, evaluate, fingerprint
 from smolvla_edge.eval.sides import LEROBOT, OTHER, Side
@@ -29,6 +34,7 @@ from smolvla_edge.eval.summary import compare, summarize
 from smolvla_edge.eval.tasks import TASKS
 from smolvla_edge.names import lerobot_name
 from smolvla_edge.safetensors_file import SafetensorsWriter, TensorLayout, read_tensor
+from smolvla_edge.source import open_source
 from tools.demo_policy import tables
 from tools.demo_policy.tables import (
     ACTION_STEPS,
@@ -36,12 +42,15 @@ from tools.demo_policy.tables import (
     DENOISE_STEPS,
     EXACT,
     REPLANNED,
+    bundle_of,
     denoising,
     executing,
     weights_of,
 )
 
 Change = Callable[[str, np.ndarray], np.ndarray]
+RECIPES_PLAYED = tables.RECIPES
+OBSERVATIONS = 256
 
 
 def rounded(bits: int) -> Change:
@@ -87,7 +96,19 @@ def changed(policy: Path, folder: Path, change: Change) -> Path:
     return folder
 
 
-def sides(policy: Path, scratch: Path) -> dict[str, tuple[Side, str | None]]:
+def fitted(policy: Path, folder: Path, recipe: str, data: str) -> Path:
+    """The bundle that `smolvla-edge quantize --recipe --data` makes of the policy."""
+    if not is_bundle(folder):
+        source = open_source(policy)
+        with output.stages() as report:
+            quantize(source, folder, RECIPES[recipe], find_observations(source, data, OBSERVATIONS),
+                     progress=report)  # fmt: skip
+    return folder
+
+
+def sides(
+    policy: Path, scratch: Path, data: str | None = None
+) -> dict[str, tuple[Side, str | None]]:
     """Each published line by its name, with the earlier line that it is compared with."""
     own = Side(str(policy))
     _, count_of_its_own = own.open()
@@ -107,6 +128,9 @@ def sides(policy: Path, scratch: Path) -> dict[str, tuple[Side, str | None]]:
             add(executing(count, count_of_its_own), n_action_steps=count)
     for steps in DENOISE_STEPS:
         add(denoising(steps), plan=f"steps={steps}")
+    for recipe in () if data is None else RECIPES_PLAYED:
+        folder = fitted(policy, scratch / recipe, recipe, str(data))
+        add(bundle_of(recipe), policy=str(folder))
     for bits in BITS:
         copy = str(changed(policy, scratch / f"w{bits}", rounded(bits)))
         for count in REPLANNED:
@@ -123,10 +147,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--episodes", type=int, default=50, help="initial states of each task")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--data", help="recordings to fit the bundles of the recipes to")
     parser.add_argument("--only", default="", help="lines whose name matches this pattern")
     options = parser.parse_args(arguments)
     jobs = [(name, seed) for name in TASKS for seed in range(options.episodes)]
-    planned = sides(options.policy, options.out / "weights")
+    planned = sides(options.policy, options.out / "weights", options.data)
     wanted = {name for name in planned if re.search(options.only, name)}
     wanted |= {base for name in wanted if (base := planned[name][1]) is not None} | {EXACT}
     lines: dict[str, dict[str, Any]] = {}

@@ -11,6 +11,7 @@ EXACT = "exact"
 # A line that asks for what the checkpoint does by itself is EXACT.
 ACTION_STEPS = (1, 2, 4, 5, 8, 10, CHUNK)
 DENOISE_STEPS = (1, 2, 4)
+RECIPES = ("int8", "balanced", "small")
 BITS = (8, 4, 3, 2)
 REPLANNED = (4, 8, CHUNK)
 _EYES_AND_WORDS = ("blank picture", "another task's words", "LeRobot's words", "shuffled weights")
@@ -27,6 +28,10 @@ def denoising(steps: int) -> str:
     return f"denoise steps {steps}"
 
 
+def bundle_of(recipe: str) -> str:
+    return f"bundle {recipe}"
+
+
 def weights_of(bits: int, count: int) -> str:
     return f"{bits}-bit weights, n_action_steps {count}"
 
@@ -38,7 +43,7 @@ def render(lines: Lines) -> str:
     own = side["n_action_steps"]
     default = f"{EXACT}: n_action_steps {own}, {side['steps']} denoise steps"
     settings = [executing(n, own) for n in ACTION_STEPS if n != own]
-    settings += map(denoising, DENOISE_STEPS)
+    settings += [*map(denoising, DENOISE_STEPS), *map(bundle_of, RECIPES)]
     parts.append(settings_table(lines, default, [name for name in settings if name in lines]))
     needed = {executing(n, own) for n in REPLANNED}
     needed |= {weights_of(bits, n) for bits in BITS for n in REPLANNED}
