@@ -17,7 +17,9 @@ SMOLVLA_TARGET_BEGIN("avxvnni,avx2,fma")
 namespace smolvla::cpu::avx_vnni {
 #include "cpu/simd/avx2.h"
 //
-#include "cpu/simd/dot_avx_vnni.h"
+#define SMOLVLA_VNNI
+#include "cpu/simd/dot_avx2.h"
+#undef SMOLVLA_VNNI
 //
 #include "cpu/kernels/dot.inl"
 
