@@ -83,7 +83,8 @@ public:
     }
 
     // Codes in a raw file, int8 ("I8") or int4 ("U8") of cpu/pack_codes.h, followed by their
-    // scales, `groups` for each row; returns a handle as load_linear does.
+    // scales, `groups` for each row; returns a handle as load_linear does. Its x must come from
+    // make_activation, which leaves room for a row's integers.
     size_t load_codes(const std::string& path, const std::string& dtype, int out, int in,
                       int groups) {
         const DType type = parse_dtype(dtype);
@@ -93,6 +94,8 @@ public:
         within("in", in, 1, kMaxSize);
         within("groups", groups, 1, in);
         const bool four = type == DType::u8;
+        if (!four && groups != 1)
+            fail(ErrorKind::input, "groups: expected 1 for I8, got %d", groups);
         const int pitch = four ? (in + 1) / 2 : in;
         const uint64_t bytes = uint64_t(out) * pitch;
         const TensorEntry codes{"w", type, {out, pitch}, path, 0, bytes};
