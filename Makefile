@@ -235,8 +235,7 @@ demo-policy: .venv-train/installed.stamp
 	test -e $(DEMO_WORK)/run/state.safetensors || { \
 		cp $(DEMO_WORK)/first/plateau.safetensors $(DEMO_WORK)/run/state.partial && \
 		mv $(DEMO_WORK)/run/state.partial $(DEMO_WORK)/run/state.safetensors; }
-	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/run \
-		--steps 16000 $(TRAIN_ARGS)
+	.venv-train/bin/python -m tools.demo_policy.train $(DEMO_WORK)/data $(DEMO_WORK)/run $(TRAIN_ARGS)
 
 study: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3

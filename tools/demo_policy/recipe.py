@@ -18,10 +18,10 @@ CAMERA = "observation.image"  # LeRobot's name of Meta-World's camera
 DEMONSTRATIONS = 150
 MORE_DEMONSTRATIONS = {"push": 200, "pick-place": 200, "hammer": 200}
 # Those that a half-trained policy begins, see generate.py.
-STEERED_DEMONSTRATIONS = dict.fromkeys(
-    ("window-open", "window-close", "faucet-open", "faucet-close", "push", "pick-place", "hammer"),
-    100,
-)
+STEERED_DEMONSTRATIONS = {
+    **dict.fromkeys(("window-open", "window-close", "faucet-open", "faucet-close"), 200),
+    **dict.fromkeys(("push", "pick-place", "hammer"), 100),
+}
 LEROBOT_WORDS = 0.25  # of the drawn moments are told what LeRobot's environment says in the task
 ENVIRONMENT = "observation.environment_state"  # recorded for the auxiliary loss, never an input
 
