@@ -12,7 +12,7 @@ from smolvla_edge.vlm_config import VlmConfig
 
 IMAGE_SIDE = 128
 CHUNK = 16
-N_ACTION_STEPS = 8
+N_ACTION_STEPS = 4
 CAMERA = "observation.image"  # LeRobot's name of Meta-World's camera
 # Solved demonstrations of a task; what has to be grasped at the right place needs more of them.
 DEMONSTRATIONS = 150
