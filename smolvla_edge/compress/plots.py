@@ -58,7 +58,7 @@ def plot_sensitivity(
 
 
 def _draw_part(axes: Axes, costs: Sequence[GroupError]) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     lines: dict[str, list[tuple[int, float]]] = {}
     for cost in costs:
@@ -69,14 +69,26 @@ def _draw_part(axes: Axes, costs: Sequence[GroupError]) -> None:
     for (label, points), colour in zip(lines.items(), COLOURS, strict=False):
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, linewidth=1.2,
                   color=colour, label=label)  # fmt: skip
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _percent_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(True, color="#e4e4e4", linewidth=0.8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if lines:
         axes.legend(frameon=False, fontsize=7.5)
+
+
+def _percent_scale(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    percent = FuncFormatter(lambda value, _: f"{100 * value:g} %")
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(percent)
+    low, high = axes.get_ylim()
+    if high < 100 * low:  # powers of ten alone would name one line or two
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(percent)
 
 
 def plot_sizes(points: Sequence[SizePoint], path: str | os.PathLike[str], title: str = "") -> Path:
@@ -89,7 +101,6 @@ def plot_sizes(points: Sequence[SizePoint], path: str | os.PathLike[str], title:
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(8.0, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -100,14 +111,16 @@ def plot_sizes(points: Sequence[SizePoint], path: str | os.PathLike[str], title:
         recipes.setdefault(point.name, []).append(at)
         axes.plot(*at, marker="o", markersize=7, color=COLOURS[0],
                   markerfacecolor=COLOURS[0] if point.fitted else "white")  # fmt: skip
-    for name, places in recipes.items():
+    # Names above and below in turns: recipes of nearly one size would write over each other.
+    for index, (name, places) in enumerate(sorted(recipes.items(), key=lambda item: item[1])):
         axes.plot(*zip(*places, strict=True), color=COLOURS[0], linewidth=1.0, zorder=1)
-        above = max(places, key=lambda place: place[1])
-        axes.annotate(name, above, xytext=(8, 3), textcoords="offset points", fontsize=9)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        above = index % 2 == 0
+        end = (max if above else min)(places, key=lambda place: place[1])
+        axes.annotate(name, end, xytext=(0, 8 if above else -17), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    _percent_scale(axes)
     axes.set_xlim(left=0)
-    axes.margins(x=0.15)
+    axes.margins(x=0.15, y=0.15)
     axes.set_xlabel("bundle, MB (filled: fitted to data; hollow: rounded)")
     axes.set_ylabel("rms of the actions' range")
     axes.grid(True, color="#e4e4e4", linewidth=0.8)
