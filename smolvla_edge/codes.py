@@ -236,13 +236,17 @@ def round_to_nearest(weight: NDArray[np.float32], form: CodeFormat) -> Codes:
 def round_rows(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Rows of activations as the kernels round them: int8 [rows, in] and float32 scales [rows].
 
-    The code is x * (127 / max |x|) to the nearest, ties to even.
+    The code is x * (127 / max |x|) to the nearest, ties to even, each of the two operations rounded
+    once; the scale is max |x| / 127. Both are 0 where max |x| is below 2^-100. A row with a NaN or
+    an infinity has codes 0 and the scale NaN.
     """
     largest = np.abs(x).max(axis=1)
-    live = largest >= np.float32(2.0**-100)
+    finite = np.isfinite(largest)
+    live = finite & (largest >= np.float32(2.0**-100))
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=live)
-    codes = np.rint(x * inverse[:, None]).astype(np.int8)
-    return codes, np.where(live, largest / np.float32(127), np.float32(0))
+    codes = np.rint(np.where(live[:, None], x, 0) * inverse[:, None]).astype(np.int8)
+    dead = np.where(finite, np.float32(0), np.float32(np.nan))
+    return codes, np.where(live, largest / np.float32(127), dead)
 
 
 def formats_json(codes: Mapping[str, CodeFormat]) -> dict[str, dict[str, int | None]]:

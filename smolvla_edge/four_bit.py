@@ -16,7 +16,6 @@ right, and what is decoded here is what they say. QLoRA, Dettmers et al. 2023.)
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import shutil
@@ -28,6 +27,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from smolvla_edge.bundle import sha256_of
 from smolvla_edge.errors import CheckpointError
 from smolvla_edge.precision import to_bfloat16
 from smolvla_edge.safetensors_file import (
@@ -225,16 +225,8 @@ def decode_checkpoint(folder: Path, dest: Path) -> dict[str, Any]:
         "weights": len(weights),
         "block_sizes": sorted({weight.block_size for weight in weights.values()}),
         "double": any(weight.nested is not None for weight in weights.values()),
-        "sha256": {path.name: _sha256(path) for path in sorted(files)},
+        "sha256": {path.name: sha256_of(path) for path in sorted(files)},
     }
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _narrow(weight: NDArray[np.float32], dtype: str) -> NDArray[Any]:

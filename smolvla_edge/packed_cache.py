@@ -50,7 +50,9 @@ class _Key:
 
 
 def check_option(packed_cache: object, backend: str) -> None:
-    """Raises BackendError for what is no option, or a backend that has no packed cache."""
+    """Raises BackendError for what is no option, or a backend that has no packed cache.
+
+    (A GPU has none either: backends.choose refuses it there.)"""
     if not isinstance(packed_cache, (bool, str, os.PathLike)):
         raise BackendError(f"packed_cache: expected False, True or a path, got {packed_cache!r}")
     if packed_cache is not False and backend != "native":

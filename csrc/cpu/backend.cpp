@@ -55,10 +55,10 @@ public:
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
                               const std::vector<std::string>& biases, int in,
                               const std::vector<int>& out, bool gated) override {
-        linears_.push_back(std::make_unique<Linear>(pack_linear(
+        linears_.push_back(std::make_unique<PackedLinear>(pack_linear(
             weights_, source, weights, biases, in, out, gated,
             {narrow_layout(operands_), kernels_.dot8->order, kernels_.dot4->order}, pool_)));
-        const Linear& w = *linears_.back();
+        const PackedLinear& w = *linears_.back();
         if (w.codes()) {
             reserve_rows(in, 0);
             reserve_scratch(operand_ld(in));
@@ -69,7 +69,8 @@ public:
 
     const Linear* make_linear(const std::string& name, const float* weight, int out,
                               int in) override {
-        linears_.push_back(std::make_unique<Linear>(pack_matrix(weights_, name, weight, out, in)));
+        linears_.push_back(
+            std::make_unique<PackedLinear>(pack_matrix(weights_, name, weight, out, in)));
         return linears_.back().get();
     }
 
@@ -86,7 +87,7 @@ public:
     }
 
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override {
-        auto kv = std::make_unique<KvStore>();
+        auto kv = std::make_unique<PackedKv>();
         kv->kv_heads = kv_heads;
         kv->head_dim = head_dim;
         kv->capacity = ceil_div(capacity, kPanel) * kPanel;
@@ -111,13 +112,14 @@ public:
     Mat operand(Mat activation, const Linear* reader) const override {
         // Integers are rounded from floats that never leave the cache. Rows have room for them: a
         // quarter of the columns in words, sums and a scale fit half of them and a cache line.
-        if (reader->codes()) activation.storage = Storage::i8;
+        if (packed(reader).codes()) activation.storage = Storage::i8;
         return activation;
     }
 
-    void linear(Mat x, const Linear* w, Mat y, const LinearOptions& o) override {
-        if (w->codes() && x.storage != Storage::i8) x = quantized(x);
-        run_linear(place(), x, *w, y, o, operand_storage(*w, x.storage));
+    void linear(Mat x, const Linear* weight, Mat y, const LinearOptions& o) override {
+        const PackedLinear& w = packed(weight);
+        if (w.codes() && x.storage != Storage::i8) x = quantized(x);
+        run_linear(place(), x, w, y, o, operand_storage(w, x.storage));
     }
 
     void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override {
@@ -127,15 +129,17 @@ public:
         norm(kernels_.rms_norm, x, weight, nullptr, eps, y);
     }
 
-    void rope(Mat x, int heads, Mat cosine, Mat sine, int first) override {
+    void rope(Mat x, int heads, Mat cosine, Mat sine, const int* first) override {
+        const int start = first ? *first : 0;
         each_row(x.rows, [&](int r, int) {
-            kernels_.rope(x.row(r), heads, x.cols / heads, cosine.row(first + r),
-                          sine.row(first + r));
+            kernels_.rope(x.row(r), heads, x.cols / heads, cosine.row(start + r),
+                          sine.row(start + r));
         });
     }
 
-    void store_kv(Mat keys, Mat values, KvStore* kv, int first) override {
-        const int last = first + keys.rows;
+    void store_kv(Mat keys, Mat values, KvStore* store, const int* at) override {
+        PackedKv* kv = static_cast<PackedKv*>(store);
+        const int first = at ? *at : 0, last = first + keys.rows;
         const int first_panel = first / kPanel, panels = ceil_div(last, kPanel) - first_panel;
         pool_.run(kv->kv_heads * panels, [&](int item, int) {
             const int head = item / panels;
@@ -148,7 +152,8 @@ public:
 
     // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024),
     // so the softmax needs no running maximum and a row's result does not depend on its block.
-    void attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) override {
+    void attention(Mat q, const KvStore* store, const AttentionShape& s, Mat out) override {
+        const PackedKv* kv = static_cast<const PackedKv*>(store);
         const GemmKernels& gemm = attention_gemm();
         const int most = gemm.max_rows, group = s.heads / s.kv_heads;
         const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s.head_dim));
@@ -236,12 +241,12 @@ public:
         });
     }
 
-    void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
-                     float gain) override {
-        cpu::flow_update(x, v, dt, t, previous, weight, gain);
+    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) override {
+        cpu::flow_update(x, v, schedule.row(*step), pull);
     }
 
-    LinearInfo describe(const Linear* w) const override {
+    LinearInfo describe(const Linear* weight) const override {
+        const PackedLinear* w = &packed(weight);
         LinearInfo d{w->name, w->in, w->gated ? 2 * w->out : w->out, 32, 0, "float32", "", 0};
         const char* op = "gemm_f32";
         switch (w->layout) {
@@ -281,6 +286,10 @@ public:
     }
 
 private:
+    static const PackedLinear& packed(const Linear* w) {
+        return *static_cast<const PackedLinear*>(w);
+    }
+
     std::shared_ptr<const PackedImage> checked(std::shared_ptr<const PackedImage> image) const {
         if (image && (image->key().layout != layout_name(kernels_, operands_) ||
                       image->key().compute != compute_name(compute_)))
@@ -297,7 +306,7 @@ private:
     static ptrdiff_t score_ld(int capacity) { return capacity + 16; }
 
     // What the rows must be for a weight: its rule is the backend's Compute, whatever x is.
-    Storage operand_storage(const Linear& w, Storage x) const {
+    Storage operand_storage(const PackedLinear& w, Storage x) const {
         if (w.codes()) return Storage::i8;
         if (w.layout == Layout::f32) return x == Storage::bf16 ? Storage::f32 : x;
         return operands_ == Storage::f32 ? x : operands_;
@@ -373,8 +382,8 @@ private:
     WeightStore weights_;
     Arena buffers_;
     ThreadPool pool_;
-    std::vector<std::unique_ptr<Linear>> linears_;
-    std::vector<std::unique_ptr<KvStore>> kvs_;
+    std::vector<std::unique_ptr<PackedLinear>> linears_;
+    std::vector<std::unique_ptr<PackedKv>> kvs_;
     std::unique_ptr<Arena> scratch_arena_;
     std::vector<float*> scratch_;  // per thread: scores of a query block, or converted rows
     size_t scratch_words_ = 0;

@@ -12,7 +12,6 @@ namespace smolvla::cpu {
 constexpr int kPanel = 32;        // weight columns in a panel; also keys or head dims in a KV panel
 constexpr int kDepthBlock = 256;  // products summed in one chain before the chains are added
 constexpr int kMaxTileRows = 14;
-constexpr int kMaxCodes = 65536;  // integers in a row: their sum of products fits 32 bits
 
 enum class TileActivation { none, gelu_tanh, silu, silu_gate };
 

@@ -34,11 +34,13 @@ Tiles tiles_of(const Kernels& kernels, Layout layout) {
     }
 }
 
-int words_of_row(const Linear& w) { return w.codes() ? words_of(w.in, Storage::i8) : w.depth(); }
+int words_of_row(const PackedLinear& w) {
+    return w.codes() ? words_of(w.in, Storage::i8) : w.depth();
+}
 
 }  // namespace
 
-int block_rows(const Kernels& kernels, const Linear& w) {
+int block_rows(const Kernels& kernels, const PackedLinear& w) {
     const int most = tiles_of(kernels, w.layout).most();
     return std::max(most, kBlockWords / words_of_row(w) / most * most);
 }
@@ -53,7 +55,7 @@ Mat convert(const Kernels& kernels, Mat x, Storage storage, float* scratch) {
     return to;
 }
 
-void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const LinearOptions& o,
+void run_linear(const Workplace& place, Mat x, const PackedLinear& w, Mat y, const LinearOptions& o,
                 Storage operand) {
     const Tiles tiles = tiles_of(place.kernels, w.layout);
     const int most = tiles.most(), depth = w.depth();
@@ -61,6 +63,7 @@ void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const Lin
     const int groups =
         std::min(w.panels, ceil_div(kItemsPerThread * place.pool.size(), std::max(blocks, 1)));
     const float* bias = o.bias ? o.bias : w.bias;
+    if (o.bias_row) bias += *o.bias_row * o.bias_ld;
     const int step = w.gated ? kPanel / 2 : kPanel;  // result columns per panel
     Epilogue e{nullptr,  nullptr, o.residual.ld, o.scale, tile_activation(o.activation, w.gated),
                y.storage};

@@ -22,7 +22,7 @@ struct Workplace {
 };
 
 // Rows whose operands stay in L2 while the panels of `w` stream past.
-int block_rows(const Kernels& kernels, const Linear& w);
+int block_rows(const Kernels& kernels, const PackedLinear& w);
 
 // Words of a row of `columns` in scratch, and x converted into it.
 inline ptrdiff_t operand_ld(int columns) { return ceil_div(columns, 16) * 16; }
@@ -31,7 +31,7 @@ Mat convert(const Kernels& kernels, Mat x, Storage storage, float* scratch);
 // y = activation(x W^T + bias) * scale * column_scale + residual. Rows that are not stored as
 // `operand` are converted into scratch, of at least block_rows * operand_ld(w.in) words; codes need
 // rows of Storage::i8.
-void run_linear(const Workplace& place, Mat x, const Linear& w, Mat y, const LinearOptions& options,
-                Storage operand);
+void run_linear(const Workplace& place, Mat x, const PackedLinear& w, Mat y,
+                const LinearOptions& options, Storage operand);
 
 }  // namespace smolvla::cpu

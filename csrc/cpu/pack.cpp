@@ -14,7 +14,7 @@ namespace {
 constexpr int kDepthTile = 64;  // k at a time: their rows of a panel stay in L1 while it is filled
 
 // Rows [count, w.in] into columns [at, at + count) of a panel.
-void put_f32(const Linear& w, char* panel, int at, int count, const float* rows) {
+void put_f32(const PackedLinear& w, char* panel, int at, int count, const float* rows) {
     float* to = reinterpret_cast<float*>(panel) + at;
     for (int begin = 0; begin < w.in; begin += kDepthTile)
         for (int i = 0; i < count; ++i)
@@ -22,7 +22,7 @@ void put_f32(const Linear& w, char* panel, int at, int count, const float* rows)
                 to[size_t(k) * kPanel + i] = rows[size_t(i) * w.in + k];
 }
 
-void put_bf16(const Linear& w, char* panel, int at, int count, const uint16_t* rows) {
+void put_bf16(const PackedLinear& w, char* panel, int at, int count, const uint16_t* rows) {
     uint16_t* to = reinterpret_cast<uint16_t*>(panel);
     const bool words = w.layout == Layout::bf16_words;
     for (int begin = 0; begin < w.in; begin += kDepthTile)
@@ -38,9 +38,9 @@ void put_bf16(const Linear& w, char* panel, int at, int count, const uint16_t* r
         }
 }
 
-Linear reserve(WeightStore& store, const std::string& name, int in, int columns, Layout layout,
-               bool gated) {
-    Linear w;
+PackedLinear reserve(WeightStore& store, const std::string& name, int in, int columns,
+                     Layout layout, bool gated) {
+    PackedLinear w;
     w.name = name;
     w.in = in;
     w.out = gated ? columns / 2 : columns;
@@ -58,8 +58,8 @@ std::string joined(const std::vector<std::string>& names) {
 }
 
 // Reads and packs panel by panel, each by one thread of the pool.
-void fill(const Linear& w, const TensorSource& source, const std::vector<std::string>& weights,
-          const std::vector<int>& out, ThreadPool& pool) {
+void fill(const PackedLinear& w, const TensorSource& source,
+          const std::vector<std::string>& weights, const std::vector<int>& out, ThreadPool& pool) {
     std::vector<const TensorEntry*> entries;
     for (const std::string& name : weights) entries.push_back(&source.find(name));
     const size_t room = size_t(kPanel) * w.in;
@@ -87,35 +87,27 @@ void fill(const Linear& w, const TensorSource& source, const std::vector<std::st
 Layout layout_of(const TensorSource& source, const std::vector<std::string>& weights, int in,
                  const std::vector<int>& out, Layout bf16_layout) {
     bool bf16 = true;
-    for (size_t i = 0; i < weights.size(); ++i) {
-        const TensorEntry& e = source.find(weights[i]);
-        int64_t count = 1;
-        for (int64_t d : e.shape) count *= d;
-        // Convolutions are matrices whose inputs are (channel, y, x).
-        if (e.shape.empty() || e.shape[0] != out[i] || count != int64_t(out[i]) * in)
-            fail(ErrorKind::checkpoint,
-                 "tensor %s: expected [%d, %d] elements, got %lld in %lld rows", weights[i].c_str(),
-                 out[i], in, static_cast<long long>(count),
-                 static_cast<long long>(e.shape.empty() ? 0 : e.shape[0]));
-        bf16 = bf16 && e.dtype == DType::bf16;
-    }
+    for (size_t i = 0; i < weights.size(); ++i)
+        bf16 = bf16 && source.expect_matrix(weights[i], out[i], in).dtype == DType::bf16;
     return bf16 ? bf16_layout : Layout::f32;
 }
 
 }  // namespace
 
-Linear pack_linear(WeightStore& store, const TensorSource& source,
-                   const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, const PackOptions& options,
-                   ThreadPool& pool) {
+PackedLinear pack_linear(WeightStore& store, const TensorSource& source,
+                         const std::vector<std::string>& weights,
+                         const std::vector<std::string>& biases, int in,
+                         const std::vector<int>& out, bool gated, const PackOptions& options,
+                         ThreadPool& pool) {
     int columns = 0;
     for (int rows : out) columns += rows;
-    const std::optional<Codes> codes = codes_of(source, weights, in, out);
-    const Layout layout =
-        codes ? codes->layout : layout_of(source, weights, in, out, options.bf16_layout);
-    Linear w = reserve(store, joined(weights), in, columns, layout, gated);
+    const std::optional<CodeFormat> codes = codes_of(source, weights, in, out);
+    const Layout layout = !codes ? layout_of(source, weights, in, out, options.bf16_layout)
+                          : codes->bits == 8 ? Layout::codes8
+                                             : Layout::codes4;
+    PackedLinear w = reserve(store, joined(weights), in, columns, layout, gated);
     if (codes) {
-        w.group_words = codes->group_words;
+        w.group_words = codes->group ? codes->group / 4 : code_words(in);
         float* scales =
             store.floats(size_t(w.panels) * w.groups() * kPanel, joined(weights) + ".scale");
         w.scales = scales;
@@ -143,9 +135,9 @@ Linear pack_linear(WeightStore& store, const TensorSource& source,
     return w;
 }
 
-Linear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
-                   int in) {
-    Linear w = reserve(store, name, in, out, Layout::f32, false);
+PackedLinear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
+                         int in) {
+    PackedLinear w = reserve(store, name, in, out, Layout::f32, false);
     if (store.filled()) return w;
     for (int p = 0; p < w.panels; ++p)
         put_f32(w, w.data + size_t(p) * w.panel_bytes(), 0, std::min(kPanel, out - p * kPanel),

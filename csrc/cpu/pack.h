@@ -30,7 +30,7 @@ namespace smolvla {
 
 enum class Layout { f32, bf16_columns, bf16_words, codes8, codes4 };
 
-struct Linear {
+struct PackedLinear : Linear {
     std::string name;  // tensor names joined by '+'
     int in = 0;
     int out = 0;  // columns of the result (half of the packed ones when gated)
@@ -59,7 +59,7 @@ struct Linear {
     }
 };
 
-struct KvStore {
+struct PackedKv : KvStore {
     int kv_heads = 0, head_dim = 0, capacity = 0;  // capacity: a multiple of 32 positions
     Storage storage = Storage::f32;
     float* keys = nullptr;  // words
@@ -91,19 +91,20 @@ struct PackOptions {
 };
 
 // Into the next blocks of `store`; only the blocks when they are filled already.
-Linear pack_linear(WeightStore& store, const TensorSource& source,
-                   const std::vector<std::string>& weights, const std::vector<std::string>& biases,
-                   int in, const std::vector<int>& out, bool gated, const PackOptions& options,
-                   ThreadPool& pool);
-Linear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
-                   int in);
+PackedLinear pack_linear(WeightStore& store, const TensorSource& source,
+                         const std::vector<std::string>& weights,
+                         const std::vector<std::string>& biases, int in,
+                         const std::vector<int>& out, bool gated, const PackOptions& options,
+                         ThreadPool& pool);
+PackedLinear pack_matrix(WeightStore& store, const std::string& name, const float* weight, int out,
+                         int in);
 
 // Rows of keys or values [n, kv_heads * head_dim] of one head at positions first..., which lie in
 // one panel of 32 positions: float32, or stored as the panels are. Pairs of positions that the rows
 // fill by half keep their other half, and a half beyond the last row becomes zero: it is multiplied
 // with weights of zero.
-void pack_keys(KvStore& kv, int head, Mat rows, int first);
-void pack_values(KvStore& kv, int head, Mat rows, int first);
+void pack_keys(PackedKv& kv, int head, Mat rows, int first);
+void pack_values(PackedKv& kv, int head, Mat rows, int first);
 
 }  // namespace cpu
 }  // namespace smolvla

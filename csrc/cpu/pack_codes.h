@@ -1,9 +1,4 @@
-// Weights of integer codes: what a source holds, and how it becomes panels.
-//
-// int8: tensor NAME of I8 [out, in], codes in [-127, 127], and NAME.scale of F32 [out].
-// int4: tensor NAME of U8 [out, (in + 1) / 2], two codes in [-8, 7] plus 8 a byte, the first in the
-// low half, and NAME.scale of F16 [out, groups]; a group is 32, 64 or 128 of k, the last may be
-// shorter.
+// Weights of integer codes (ops/codes.h) as panels.
 //
 // In a panel, a run of k (CodeOrder::run) of one column lies together, the 32 columns of a run side
 // by side, the runs one after another. int8: a byte a code, plus CodeOrder::offset. int4: columns c
@@ -13,26 +8,16 @@
 //     ...
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/pack.h"
+#include "ops/codes.h"
 
 namespace smolvla::cpu {
 
-struct Codes {
-    Layout layout;
-    int group_words;
-};
-
-// Nothing when the weights are floats. Raises a checkpoint error for codes that do not fit `in` and
-// `out`, lack their scales, or are stacked with others.
-std::optional<Codes> codes_of(const TensorSource& source, const std::vector<std::string>& weights,
-                              int in, const std::vector<int>& out);
-
 // Raises a checkpoint error for a code or a scale that quantising never writes.
-void fill_codes(const Linear& w, float* scales, const TensorSource& source,
+void fill_codes(const PackedLinear& w, float* scales, const TensorSource& source,
                 const std::vector<std::string>& weights, const std::vector<int>& out,
                 CodeOrder order, ThreadPool& pool);
 

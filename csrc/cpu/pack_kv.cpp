@@ -51,7 +51,7 @@ void put_odd(const float* from, int width, float* to) {
 
 }  // namespace
 
-void pack_keys(KvStore& kv, int head, Mat rows, int first) {
+void pack_keys(PackedKv& kv, int head, Mat rows, int first) {
     const int dim = kv.head_dim, at = first % kPanel;
     float* panel = kv.key_panel(head, first) + at;
     if (rows.storage == Storage::bf16) {
@@ -77,7 +77,7 @@ void pack_keys(KvStore& kv, int head, Mat rows, int first) {
         }
 }
 
-void pack_values(KvStore& kv, int head, Mat rows, int first) {
+void pack_values(PackedKv& kv, int head, Mat rows, int first) {
     const int dim = kv.head_dim;
     for (int c = 0; c < dim; c += kPanel) {
         const int width = std::min(kPanel, dim - c);

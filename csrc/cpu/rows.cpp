@@ -30,13 +30,14 @@ void gather_rows(const Table& table, const int* ids, int count, float scale, Mat
     }
 }
 
-void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight, float gain) {
+void flow_update(Mat x, Mat v, const float* schedule, const Pull& pull) {
+    const float dt = schedule[0], t = schedule[1], gain = schedule[2];
     for (int r = 0; r < x.rows; ++r)
         for (int c = 0; c < x.cols; ++c) {
             float velocity = v.row(r)[c];
-            if (previous.data) {
+            if (pull.previous.data) {
                 const float clean = x.row(r)[c] - t * velocity;
-                velocity -= gain * ((previous.row(r)[c] - clean) * weight[r]);
+                velocity -= gain * ((pull.previous.row(r)[c] - clean) * pull.weight[r]);
             }
             x.row(r)[c] += dt * velocity;
         }

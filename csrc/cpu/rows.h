@@ -6,6 +6,6 @@
 namespace smolvla::cpu {
 
 void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out);
-void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight, float gain);
+void flow_update(Mat x, Mat v, const float* schedule, const Pull& pull);
 
 }  // namespace smolvla::cpu

@@ -13,6 +13,10 @@
 namespace smolvla {
 namespace {
 
+// Moments of a call (Backend::mark): the cameras have two each, after the beginning.
+constexpr int kPrefixDone = 2 * Engine::kMaxCameras + 1, kFlowDone = kPrefixDone + 1;
+static_assert(kFlowDone < Backend::kMoments, "the moments of a call");
+
 double now_ms() {
     using namespace std::chrono;
     return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
@@ -45,6 +49,15 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
                const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
                Compute compute, std::shared_ptr<const PackedImage> image)
+    : Engine(config, state, action, tensors, [&](size_t bytes) {
+          const int count = threads > 0 ? threads : default_threads();
+          // Packed weights: storage dtype, or float32 where parts are mixed or float16; padded.
+          return make_cpu_backend(bytes * 9 / 4 + (size_t{64} << 20), buffer_bytes(config, count),
+                                  count, isa, compute, std::move(image));
+      }) {}
+
+Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
+               const std::vector<TensorEntry>& tensors, const MakeBackend& make)
     : config_(config),
       state_statistics_(state),
       action_statistics_(action),
@@ -52,11 +65,8 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
       owner_(getpid()) {
     state_statistics_.check("state", config_.state_dim);
     action_statistics_.check("action", config_.action_dim);
-    if (threads <= 0) threads = default_threads();
-    // Packed weights: storage dtype, or float32 where parts are mixed or float16; panels padded.
-    ops_ = std::make_unique<TimedBackend>(
-        make_cpu_backend(source_.total_bytes() * 9 / 4 + (size_t{64} << 20),
-                         buffer_bytes(config_, threads), threads, isa, compute, std::move(image)));
+    ops_ = std::make_unique<TimedBackend>(make(source_.total_bytes()));
+    ready_ = ops_->info().gpu.sm == 0;
     vision_ = std::make_unique<Vision>(config_, source_, *ops_);
     expert_ = std::make_unique<Expert>(config_, source_, *ops_);
     prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);
@@ -77,14 +87,16 @@ void Engine::write_packed(const std::string& path, const std::string& bundle,
     ops_->write_packed(path, bundle, config);
 }
 
-std::unique_lock<std::mutex> Engine::enter() {
+void Engine::check_owner() const {
     if (getpid() != owner_)
         fail(ErrorKind::backend,
              "this engine was made in process %d and is used in its fork %d, where its threads do "
              "not exist; load the policy after the fork, or start processes with 'spawn'",
              static_cast<int>(owner_), static_cast<int>(getpid()));
-    return std::unique_lock<std::mutex>(mutex_);
 }
+
+Engine::Entered::Entered(Engine& e)
+    : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_), before_(ops_.enter()) {}
 
 void Engine::check_flow(const FlowInput& f) const {
     if (f.rows < 1 || f.rows > config_.chunk_size)
@@ -111,10 +123,9 @@ void Engine::encode_images(const float* pixels, int cameras, int height, int wid
     for (int i = 0; i < cameras; ++i) {
         check_();
         const Mat out = image_tokens_[0].top(count);
-        vision_->encode(pixels + size_t(i) * 3 * height * width, height, width, out, nullptr, i);
-        for (int r = 0; r < count; ++r)
-            std::copy_n(out.row(r), config_.text_width,
-                        tokens + (size_t(i) * count + r) * config_.text_width);
+        ops_->write(pixels + size_t(i) * 3 * height * width, {pixels_, 3 * height, width, width});
+        vision_->encode(pixels_, height, width, out, nullptr, 0);
+        ops_->read(out, tokens + size_t(i) * count * config_.text_width);
     }
 }
 
@@ -138,12 +149,15 @@ int Engine::prefill(const float* image_tokens, int cameras, int tokens_per_camer
                     const float* state) {
     const auto lock = enter();
     check_cameras(static_cast<size_t>(cameras));
-    const int width = config_.text_width;
+    if (tokens_per_camera > config_.max_image_tokens())
+        fail(ErrorKind::input, "image_tokens: expected at most %d tokens a camera, got %d",
+             config_.max_image_tokens(), tokens_per_camera);
     Mat images[kMaxCameras];
-    for (int i = 0; i < cameras; ++i)
-        if (camera_mask[i])
-            images[i] = {const_cast<float*>(image_tokens) + size_t(i) * tokens_per_camera * width,
-                         tokens_per_camera, width, width};
+    for (int i = 0; i < cameras; ++i) {
+        if (!camera_mask[i]) continue;
+        images[i] = image_tokens_[static_cast<size_t>(i)].top(tokens_per_camera);
+        ops_->write(image_tokens + size_t(i) * tokens_per_camera * config_.text_width, images[i]);
+    }
     fill_prefix(images, cameras, tokens, token_count, state);
     return prefix_tokens_ = prefix_->run(nullptr);
 }
@@ -164,22 +178,28 @@ void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* 
     check_flow(flow);
     check_cameras(static_cast<size_t>(in.cameras));
     const int tokens = image_tokens(in.height, in.width);
+    if (trace) trace->attach(*ops_);
     Mat images[kMaxCameras];
     for (int i = 0; i < in.cameras; ++i) {
         if (!in.camera_mask[i]) continue;
         check_();
         images[i] = image_tokens_[static_cast<size_t>(i)].top(tokens);
-        vision_->encode(in.pixels + size_t(i) * 3 * in.height * in.width, in.height, in.width,
-                        images[i], trace, i);
+        ops_->write(in.pixels + size_t(i) * 3 * in.height * in.width,
+                    {pixels_, 3 * in.height, in.width, in.width});
+        vision_->encode(pixels_, in.height, in.width, images[i], trace, i);
     }
     check_();
     fill_prefix(images, in.cameras, in.tokens, in.token_count, in.state);
     prefix_tokens_ = prefix_->run(trace);
     run_flow(flow, prefix_tokens_, out, trace);
     if (trace) {
-        const Mat padded{out, flow.rows, config_.max_action_dim, config_.max_action_dim};
-        trace->put("out.actions_padded", padded);
-        trace->put("out.actions", padded.columns(0, config_.action_dim));
+        const int rows = flow.rows, padded = config_.max_action_dim, dims = config_.action_dim;
+        trace->put("out.actions_padded", {1, rows, padded}, out);
+        std::vector<float> actions;
+        for (int r = 0; r < rows; ++r)
+            actions.insert(actions.end(), out + size_t(r) * padded,
+                           out + size_t(r) * padded + dims);
+        trace->put("out.actions", {1, rows, dims}, actions.data());
     }
 }
 
@@ -199,41 +219,26 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
     const auto lock = enter();
     check_flow(flow);
     check_cameras(frames.size());
-    Timings times;
     const double start = now_ms();
+    ops_->mark(0);
     Mat images[kMaxCameras];
-    for (size_t i = 0; i < frames.size(); ++i) {
-        const Frame& frame = frames[i];
-        if (!frame.data) continue;
-        check_();
-        const int height = config_.resize_height ? config_.resize_height : frame.height;
-        const int width = config_.resize_width ? config_.resize_width : frame.width;
-        images[i] = image_tokens_[i].top(image_tokens(height, width));  // also bounds the size
-        const double before = now_ms();
-        {
-            const TimedBackend::Stage stage(*ops_, "preprocess", static_cast<int>(i));
-            ops_->letterbox(frame, pixels_, height, width);
-        }
-        times.preprocess += now_ms() - before;
-        const TimedBackend::Stage stage(*ops_, "vision", static_cast<int>(i));
-        vision_->encode(pixels_, height, width, images[i], nullptr, static_cast<int>(i));
-    }
-    times.vision = now_ms() - start - times.preprocess;
+    const int cameras = static_cast<int>(frames.size());
+    for (int i = 0; i < cameras; ++i)
+        if (frames[size_t(i)].data) images[i] = see(i, frames[size_t(i)]);
     check_();
 
-    const double prefix_start = now_ms();
     std::optional<TimedBackend::Stage> stage(std::in_place, *ops_, "prefix");
     std::fill(state_.begin(), state_.end(), 0.0f);
     std::copy_n(state, config_.state_dim, state_.begin());
     if (!state_is_normalized) state_statistics_.normalize(state_.data(), config_.state_dim);
     if (config_.adapt_to_pi_aloha) aloha_decode_state(state_.data());
-    fill_prefix(images, static_cast<int>(frames.size()), tokens, token_count, state_.data());
+    fill_prefix(images, cameras, tokens, token_count, state_.data());
     prefix_tokens_ = prefix_->run(nullptr);
-    times.prefix = now_ms() - prefix_start;
+    ops_->mark(kPrefixDone);
 
-    const double flow_start = now_ms();
     stage.emplace(*ops_, "flow");
     run_flow(flow, prefix_tokens_, sampled_.data(), nullptr);
+    ops_->mark(kFlowDone);
     const int dims = config_.action_dim;
     for (int r = 0; r < flow.rows; ++r) {
         float* model_space = normalized + size_t(r) * dims;
@@ -250,9 +255,38 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
                     "Check the state and noise given, then the checkpoint's weights and statistics",
                     double(robot_units[d]), r, d);
     }
-    times.flow = now_ms() - flow_start;
-    times.total = now_ms() - start;
+    return timings(frames, now_ms() - start);
+}
+
+Timings Engine::timings(const std::vector<Frame>& frames, double total) const {
+    Timings times;
+    int last = 0;
+    for (int i = 0; i < static_cast<int>(frames.size()); ++i) {
+        if (!frames[size_t(i)].data) continue;
+        times.preprocess += ops_->between(last, 2 * i + 1);
+        times.vision += ops_->between(2 * i + 1, 2 * i + 2);
+        last = 2 * i + 2;
+    }
+    times.prefix = ops_->between(last, kPrefixDone);
+    times.flow = ops_->between(kPrefixDone, kFlowDone);
+    times.total = total;
     return times;
+}
+
+Mat Engine::see(int camera, const Frame& frame) {
+    check_();
+    const int height = config_.resize_height ? config_.resize_height : frame.height;
+    const int width = config_.resize_width ? config_.resize_width : frame.width;
+    const Mat tokens = image_tokens_[size_t(camera)].top(image_tokens(height, width));  // bounds it
+    {
+        const TimedBackend::Stage stage(*ops_, "preprocess", camera);
+        ops_->letterbox(frame, pixels_, height, width);
+    }
+    ops_->mark(2 * camera + 1);
+    const TimedBackend::Stage stage(*ops_, "vision", camera);
+    vision_->encode(pixels_, height, width, tokens, nullptr, camera);
+    ops_->mark(2 * camera + 2);
+    return tokens;
 }
 
 }  // namespace smolvla

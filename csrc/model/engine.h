@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -40,6 +41,15 @@ struct FlowInput {
 // reserves. Pages that are never touched cost nothing, so that real use is a part of it.
 size_t buffer_bytes(const ModelConfig& config, int threads);
 
+// What a call may be like; see Engine::warm_up.
+struct WarmUp {
+    int frame_height,
+        frame_width;  // of the largest frame; of every one if the policy does not resize
+    int rows, steps;  // as in FlowInput
+};
+
+using MakeBackend = std::function<std::unique_ptr<Backend>(size_t tensor_bytes)>;
+
 class Engine {
 public:
     static constexpr int kMaxCameras = 64;
@@ -47,6 +57,9 @@ public:
     Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
            const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
            Compute compute = Compute::float32, std::shared_ptr<const PackedImage> image = nullptr);
+    // On the backend that `make` gives, which is told how many bytes the tensors have.
+    Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
+           const std::vector<TensorEntry>& tensors, const MakeBackend& make);
 
     // The packed cache of these weights; `bundle` and `config` name what they were made of.
     void write_packed(const std::string& path, const std::string& bundle,
@@ -76,6 +89,13 @@ public:
                     const float* state, bool state_is_normalized, const FlowInput& flow,
                     float* normalized, float* actions);
 
+    // Makes everything that a call can need, so that none allocates or records after it: one call
+    // on black frames, then every other stage recorded. `progress` gets (done, in all) and may
+    // throw.
+    void warm_up(const WarmUp& calls, const std::function<void(int, int)>& progress);
+    // Whether warm_up has come to its end; from the beginning where there is nothing to make.
+    bool ready() const { return ready_; }
+
     const ModelConfig& config() const { return config_; }
     BackendInfo info() const { return ops_->info(); }
     std::vector<LinearInfo> linears() const { return ops_->linears(); }
@@ -86,7 +106,24 @@ public:
     std::vector<TimedRecord> take_records(size_t* overwritten);
 
 private:
-    std::unique_lock<std::mutex> enter();
+    // One call's hold of the engine and of the backend's device.
+    class Entered {
+    public:
+        explicit Entered(Engine& engine);
+        ~Entered() { ops_.leave(before_); }
+        Entered(const Entered&) = delete;
+        Entered& operator=(const Entered&) = delete;
+
+    private:
+        const std::unique_lock<std::mutex> lock_;
+        Backend& ops_;
+        const int before_;
+    };
+    Entered enter() { return Entered(*this); }
+    void check_owner() const;
+    // A frame's tokens; the moments 2 i + 1 and 2 i + 2 are after its letterbox and at the end.
+    Mat see(int camera, const Frame& frame);
+    Timings timings(const std::vector<Frame>& frames, double total) const;
     void run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
     void check_cameras(size_t count) const;
     // An image without data is a masked camera.
@@ -105,6 +142,7 @@ private:
     float* pixels_;
     std::vector<float> state_, sampled_;
     int prefix_tokens_ = 0;  // 0: nothing prefilled
+    std::atomic<bool> ready_{false};
     std::function<void()> check_ = [] {};
     std::mutex mutex_;
     const pid_t owner_;

@@ -9,7 +9,8 @@ namespace smolvla {
 
 Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
     : config_(c), ops_(ops) {
-    const int width = c.expert_width, kv = c.kv_width(), prefix = c.max_prefix();
+    const int width = c.expert_width, kv = c.kv_width();
+    const int prefix = ops.stage_rows(c.max_prefix());
     for (int t = 0; t < c.text_layers; ++t) {
         const int e = c.expert_layer_of(t);
         if (e < 0) continue;
@@ -56,9 +57,13 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
     hidden_ = ops.make_activation(rows, c.expert_mlp);
     final_ = ops.make_mat(rows, width);
     velocity_ = ops.make_mat(rows, c.max_action_dim);
-    lengths_.assign(static_cast<size_t>(rows), 0);
+    host_lengths_.assign(static_cast<size_t>(rows), 0);
+    self_lengths_ = ops.make_ints(static_cast<size_t>(rows));
+    cross_lengths_ = ops.make_ints(static_cast<size_t>(rows));
+    first_ = ops.make_ints(1);
     // The table is used as a bias, which the backend reads in whole panels: pad the rows.
     time_table_ = ops.make_mat(c.kMaxSteps, (width + 63) / 64 * 64);
+    time_row_.assign(static_cast<size_t>(time_table_.cols), 0.0f);
     wave_.assign(static_cast<size_t>(width), 0.0f);
     set_steps(c.num_steps);
 }
@@ -126,8 +131,9 @@ void Expert::set_steps(int steps) {
             double sum = time_bias_[o];
             const float* row = time_weight_ + size_t(o) * width;
             for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave_[k]);
-            time_table_.row(s)[o] = static_cast<float>(sum);
+            time_row_[o] = static_cast<float>(sum);
         }
+        ops_.write(time_row_.data(), time_table_.below(s, 1));
     }
     steps_ = steps;
 }
@@ -136,48 +142,57 @@ void Expert::set_prefix(int text_layer, Mat keys, Mat values) {
     for (Layer& l : layers_) {
         if (l.text_layer != text_layer) continue;
         if (l.self) {
-            ops_.store_kv(keys, values, l.kv, 0);
+            ops_.store_kv(keys, values, l.kv, nullptr);
         } else {
             const Mat k = cross_k_.top(keys.rows), v = cross_v_.top(keys.rows);
             ops_.linear(keys, l.cross_k, k, {});
             ops_.linear(values, l.cross_v, v, {});
-            ops_.store_kv(k, v, l.kv, 0);
+            ops_.store_kv(k, v, l.kv, nullptr);
         }
     }
 }
 
-Mat Expert::velocity(Mat actions, int prefix_tokens, int step, Trace* trace) {
+void Expert::follow(int prefix_tokens) {
+    const size_t rows = host_lengths_.size();
+    // Action tokens are causal among themselves and follow the whole prefix.
+    for (size_t r = 0; r < rows; ++r) host_lengths_[r] = prefix_tokens + static_cast<int>(r) + 1;
+    ops_.write(host_lengths_.data(), rows, self_lengths_);
+    std::fill(host_lengths_.begin(), host_lengths_.end(), prefix_tokens);
+    ops_.write(host_lengths_.data(), rows, cross_lengths_);
+    ops_.write(&prefix_tokens, 1, first_);
+}
+
+Mat Expert::velocity(Mat actions, const int* step, Trace* trace, int traced) {
     const int rows = actions.rows, q = config_.q_width(), kv = config_.kv_width();
     const Mat x = x_.top(rows), normed = normed_.top(rows), qkv = qkv_.top(rows);
     const Mat attended = attended_.top(rows), hidden = hidden_.top(rows);
-    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim, lengths_.data()};
-    Trace* first = step == 0 ? trace : nullptr;
+    Trace* first = traced == 0 ? trace : nullptr;
 
     LinearOptions time, add;
-    time.bias = time_table_.row(step);
+    time.bias = time_table_.data;
+    time.bias_row = step;
+    time.bias_ld = time_table_.ld;
     time.activation = Activation::silu;
     add.residual = x;
     ops_.linear(actions, action_in_, suffix_.top(rows), time);
     ops_.linear(suffix_.top(rows), time_out_, x, {});
-    if (trace) trace->put("mid.suffix_embs.step" + std::to_string(step), x);
+    if (trace) trace->put("mid.suffix_embs.step" + std::to_string(traced), x);
 
     for (const Layer& l : layers_) {
         const Mat for_qkv = ops_.operand(normed, l.block.qkv);
         const Mat for_mlp = ops_.operand(normed, l.block.gate_up);
         ops_.rms_norm(x, l.block.norm1, config_.rms_eps, for_qkv);
+        const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim,
+                                   l.self ? self_lengths_ : cross_lengths_};
         if (l.self) {
-            // Action tokens are causal among themselves and follow the whole prefix.
             const Mat k = qkv.columns(q, kv), v = qkv.columns(q + kv, kv);
             ops_.linear(for_qkv, l.block.qkv, qkv, {});
-            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, prefix_tokens);
-            ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, prefix_tokens);
-            ops_.store_kv(k, v, l.kv, prefix_tokens);
-            for (int r = 0; r < rows; ++r) lengths_[static_cast<size_t>(r)] = prefix_tokens + r + 1;
+            ops_.rope_store(qkv.columns(0, q), config_.heads, k, v, rope_.cosine, rope_.sine,
+                            first_, l.kv);
         } else {
             // Projected keys get no second RoPE; queries count from 0 and see the prefix only.
             ops_.linear(for_qkv, l.block.qkv, qkv.columns(0, q), {});
-            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, 0);
-            std::fill_n(lengths_.begin(), rows, prefix_tokens);
+            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, nullptr);
         }
         ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
         ops_.linear(attended, l.block.out, x, add);

@@ -17,8 +17,12 @@ public:
     // The time half of action_time_mlp_in for `steps` <= kMaxSteps, a table of `steps` vectors.
     void set_steps(int steps);
 
-    // Velocity [rows, max_action_dim] of actions x [rows, max_action_dim] at step `step`.
-    Mat velocity(Mat x, int prefix_tokens, int step, Trace* trace);
+    // Actions follow this many tokens of the prefix.
+    void follow(int prefix_tokens);
+
+    // Velocity [rows, max_action_dim] of actions x [rows, max_action_dim] at step *step, an int of
+    // the backend's. `traced` is the same number where there is a trace.
+    Mat velocity(Mat x, const int* step, Trace* trace, int traced);
 
     // t_k = 1 - k / N, as LeRobot computes it: python double, then float32.
     static float time_of_step(int step, int steps);
@@ -40,11 +44,13 @@ private:
     const float* norm_;
     RopeTable rope_;
     const float *time_weight_,
-        *time_bias_;  // [expert_width, expert_width], the time half; its bias
-    std::vector<float> wave_;
+        *time_bias_;                      // [expert_width, expert_width], the time half; its bias
+    std::vector<float> wave_, time_row_;  // of one step
     Mat time_table_;
     int steps_ = 0;
-    std::vector<int> lengths_;
+    std::vector<int> host_lengths_;
+    int *self_lengths_, *cross_lengths_;  // keys of each action token
+    int* first_;                          // where the actions' own keys begin
     Mat suffix_, x_, normed_, qkv_, attended_, hidden_, final_, velocity_, cross_k_, cross_v_;
 };
 

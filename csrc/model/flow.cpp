@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "runtime/error.h"
 
@@ -42,42 +41,70 @@ Flow::Flow(const ModelConfig& c, Backend& ops, Expert& expert)
     : config_(c), ops_(ops), expert_(expert) {
     x_ = ops.make_mat(c.chunk_size, c.max_action_dim);
     previous_ = ops.make_mat(c.chunk_size, c.max_action_dim);
-    weights_.assign(static_cast<size_t>(c.chunk_size), 0.0f);
+    weight_ = ops.make_mat(1, c.chunk_size);
+    schedule_ = ops.make_mat(c.kMaxSteps, 3);
+    step_ = ops.make_ints(1);
+    staged_.reserve(std::max(size_t(c.chunk_size) * c.max_action_dim, size_t{3} * c.kMaxSteps));
+}
+
+void Flow::prepare(const Guidance& guidance, int rows, int steps) {
+    const size_t dims = static_cast<size_t>(config_.max_action_dim);
+    staged_.clear();
+    for (int k = 0; k < steps; ++k) {
+        const double t = 1.0 + k * (-1.0 / steps);
+        staged_.push_back(static_cast<float>(-1.0 / steps));
+        staged_.push_back(Expert::time_of_step(k, steps));
+        staged_.push_back(guidance.previous ? guidance_gain(t, guidance.max_weight) : 0.0f);
+    }
+    ops_.write(staged_.data(), schedule_.top(steps));
+    if (!guidance.previous) return;
+
+    staged_.assign(static_cast<size_t>(config_.chunk_size), 0.0f);
+    guidance_weights(guidance, staged_);
+    ops_.write(staged_.data(), weight_);
+    staged_.assign(size_t(rows) * dims, 0.0f);  // padded dims are pulled towards 0 too
+    for (int r = 0; r < std::min(rows, guidance.rows); ++r)
+        std::copy_n(guidance.previous + size_t(r) * guidance.dims, guidance.dims,
+                    &staged_[size_t(r) * dims]);
+    ops_.write(staged_.data(), previous_.top(rows));
+}
+
+void Flow::step(int rows, bool guided, Trace* trace, int traced) {
+    const Mat x = x_.top(rows);
+    const Mat v = expert_.velocity(x, step_, trace, traced);
+    // The velocity before guidance, as the golden files have it.
+    if (trace) trace->put("out.v_t.step" + std::to_string(traced), v);
+    const Pull pull = guided ? Pull{previous_.top(rows), weight_.data} : Pull{};
+    ops_.flow_update(x, v, schedule_, step_, pull);
+    ops_.advance(step_);
+}
+
+void Flow::record(int rows, bool guided) {
+    ops_.record_stage({"step", rows, guided}, [&] { step(rows, guided, nullptr, 0); });
 }
 
 void Flow::run(const float* noise, int rows, int steps, const Guidance& guidance, int prefix_tokens,
                float* out, Trace* trace, const std::function<void()>& check) {
-    const int dims = config_.max_action_dim;
     const Mat x = x_.top(rows);
-    for (int r = 0; r < rows; ++r) std::copy_n(noise + size_t(r) * dims, dims, x.row(r));
-
-    Mat previous;
-    if (guidance.previous) {
-        previous = previous_.top(rows);
-        guidance_weights(guidance, weights_);
-        for (int r = 0; r < rows; ++r) {
-            std::fill_n(previous.row(r), dims, 0.0f);  // padded dims are pulled towards 0 too
-            if (r < guidance.rows)
-                std::copy_n(guidance.previous + size_t(r) * guidance.dims, guidance.dims,
-                            previous.row(r));
-        }
-    }
-
+    const bool guided = guidance.previous != nullptr;
+    const int first = 0;
+    ops_.write(noise, x);
+    ops_.write(&first, 1, step_);
+    prepare(guidance, rows, steps);
     expert_.set_steps(steps);
-    const double dt = -1.0 / steps;
-    for (int step = 0; step < steps; ++step) {
+    expert_.follow(prefix_tokens);
+    for (int k = 0; k < steps; ++k) {
         check();
-        const double t = 1.0 + step * dt;
-        const float time = Expert::time_of_step(step, steps);
-        if (trace) trace->put("mid.time.step" + std::to_string(step), {1}, &time);
-        const Mat v = expert_.velocity(x, prefix_tokens, step, trace);
-        // The velocity before guidance, as the golden files have it.
-        if (trace) trace->put("out.v_t.step" + std::to_string(step), v);
-        ops_.flow_update(x, v, static_cast<float>(dt), time, previous, weights_.data(),
-                         guidance.previous ? guidance_gain(t, guidance.max_weight) : 0.0f);
-        if (trace) trace->put("out.x_t.after_step" + std::to_string(step), x);
+        if (!trace) {
+            ops_.stage({"step", rows, guided}, [&] { step(rows, guided, nullptr, 0); });
+            continue;
+        }
+        const float time = Expert::time_of_step(k, steps);
+        trace->put("mid.time.step" + std::to_string(k), {1}, &time);
+        step(rows, guided, trace, k);
+        trace->put("out.x_t.after_step" + std::to_string(k), x);
     }
-    for (int r = 0; r < rows; ++r) std::copy_n(x.row(r), dims, out + size_t(r) * dims);
+    ops_.read(x, out);
 }
 
 }  // namespace smolvla

@@ -29,17 +29,25 @@ class Flow {
 public:
     Flow(const ModelConfig& config, Backend& ops, Expert& expert);
 
-    // noise, out: [rows, max_action_dim], rows <= chunk_size. `check` runs between steps and may
-    // throw.
+    // noise, out: [rows, max_action_dim] of the host's, rows <= chunk_size. `check` runs between
+    // steps and may throw.
     void run(const float* noise, int rows, int steps, const Guidance& guidance, int prefix_tokens,
              float* out, Trace* trace, const std::function<void()>& check);
+    // Records the stage of a step of so many rows.
+    void record(int rows, bool guided);
 
 private:
+    void prepare(const Guidance& guidance, int rows, int steps);
+    void step(int rows, bool guided, Trace* trace, int traced);
+
     const ModelConfig config_;
     Backend& ops_;
     Expert& expert_;
     Mat x_, previous_;
-    std::vector<float> weights_;
+    Mat weight_;    // [1, chunk_size]: how much each row is pulled
+    Mat schedule_;  // of each step dt, t and the gain of guidance
+    int* step_;     // the next one
+    std::vector<float> staged_;
 };
 
 }  // namespace smolvla

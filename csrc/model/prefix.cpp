@@ -11,15 +11,18 @@ namespace smolvla {
 RopeTable make_rope_table(const ModelConfig& c, Backend& ops, int positions) {
     const int half = c.head_dim / 2;
     RopeTable table{ops.make_mat(positions, half), ops.make_mat(positions, half)};
+    std::vector<float> cosine(size_t(positions) * half), sine(cosine.size());
     for (int i = 0; i < half; ++i) {
         const float exponent = (2.0f / static_cast<float>(c.head_dim)) * static_cast<float>(i);
         const float timescale = std::pow(c.rope_theta, exponent);
         for (int p = 0; p < positions; ++p) {
             const float angle = static_cast<float>(p) / timescale;
-            table.cosine.row(p)[i] = static_cast<float>(std::cos(double(angle)));
-            table.sine.row(p)[i] = static_cast<float>(std::sin(double(angle)));
+            cosine[size_t(p) * half + i] = static_cast<float>(std::cos(double(angle)));
+            sine[size_t(p) * half + i] = static_cast<float>(std::sin(double(angle)));
         }
     }
+    ops.write(cosine.data(), table.cosine);
+    ops.write(sine.data(), table.sine);
     return table;
 }
 
@@ -52,10 +55,11 @@ Prefix::Prefix(const ModelConfig& c, TensorSource& source, Backend& ops, Expert&
                                 {c.text_width}, false);
     load_embedding(source);
 
-    const int n = c.max_prefix();
+    const int n = ops.stage_rows(c.max_prefix());
     rope_ = make_rope_table(c, ops, n);
     kv_ = ops.make_kv(c.kv_heads, c.head_dim, n);
-    lengths_.assign(static_cast<size_t>(n), 0);
+    host_lengths_.assign(static_cast<size_t>(n), 0);
+    lengths_ = ops.make_ints(static_cast<size_t>(n));
     x_ = ops.make_mat(n, c.text_width);
     normed_ = ops.make_activation(n, c.text_width);
     qkv_ = ops.make_mat(n, c.q_width() + 2 * c.kv_width());
@@ -87,9 +91,10 @@ void Prefix::load_embedding(TensorSource& source) {
 void Prefix::begin() { count_ = 0; }
 
 Mat Prefix::next_rows(int count) {
-    if (count > x_.rows - count_)
+    const int room = config_.max_prefix();
+    if (count > room - count_)
         fail(ErrorKind::input, "the prefix has room for %d tokens, %d more do not fit after %d",
-             x_.rows, count, count_);
+             room, count, count_);
     count_ += count;
     return x_.below(count_ - count, count);
 }
@@ -118,19 +123,35 @@ void Prefix::add_text(const int* ids, int count) {
 }
 
 void Prefix::add_state(const float* state) {
-    std::copy_n(state, config_.max_state_dim, state_.data);
+    ops_.write(state, state_);
     ops_.linear(state_, state_in_, next_rows(1), {});
 }
 
 int Prefix::run(Trace* trace) {
-    const int n = count_, q = config_.q_width(), kv = config_.kv_width();
+    const int n = count_;
+    // Images and text attend to each other; only the state token attends to itself.
+    const int rows = trace ? n : ops_.stage_rows(n);
+    std::fill_n(host_lengths_.begin(), rows, n - 1);
+    host_lengths_[static_cast<size_t>(n - 1)] = n;
+    ops_.write(host_lengths_.data(), static_cast<size_t>(rows), lengths_);
+    if (trace)
+        run_layers(rows, trace);
+    else
+        ops_.stage({"prefix", rows}, [&] { run_layers(rows, nullptr); });
+    return n;
+}
+
+void Prefix::record(int tokens) {
+    const int rows = ops_.stage_rows(tokens);
+    ops_.record_stage({"prefix", rows}, [&] { run_layers(rows, nullptr); });
+}
+
+void Prefix::run_layers(int n, Trace* trace) {
+    const int q = config_.q_width(), kv = config_.kv_width();
     const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
     const Mat attended = attended_.top(n);
     if (trace) trace->put("out.prefix_embs", x);
-    // Images and text attend to each other; only the state token attends to itself.
-    std::fill_n(lengths_.begin(), n, n - 1);
-    lengths_[static_cast<size_t>(n - 1)] = n;
-    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim, lengths_.data()};
+    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim, lengths_};
 
     LinearOptions add;
     add.residual = x;
@@ -142,7 +163,11 @@ int Prefix::run(Trace* trace) {
         const Mat for_qkv = ops_.operand(normed, l.qkv);
         ops_.rms_norm(x, l.norm1, config_.rms_eps, for_qkv);
         ops_.linear(for_qkv, l.qkv, qkv.columns(0, queries + 2 * kv), {});
-        ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, 0);
+        if (last)
+            ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, nullptr);
+        else
+            ops_.rope_store(qkv.columns(0, q), config_.heads, k, v, rope_.cosine, rope_.sine,
+                            nullptr, kv_);
         expert_.set_prefix(static_cast<int>(i), k, v);
         if (trace) {
             const std::string name = "out.kv." + std::to_string(i);
@@ -150,8 +175,6 @@ int Prefix::run(Trace* trace) {
             trace->put_heads(name + ".value", v, config_.kv_heads);
         }
         if (last) break;
-        ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, 0);
-        ops_.store_kv(k, v, kv_, 0);
         ops_.attention(qkv.columns(0, q), kv_, shape, attended);
         ops_.linear(attended, l.out, x, add);
         const Mat for_mlp = ops_.operand(normed, l.gate_up);
@@ -160,7 +183,6 @@ int Prefix::run(Trace* trace) {
         ops_.linear(hidden, l.down, x, add);
         if (trace) trace->put("mid.prefix_layer" + std::to_string(i), x);
     }
-    return n;
 }
 
 }  // namespace smolvla

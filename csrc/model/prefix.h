@@ -21,10 +21,13 @@ public:
     // Runs the layers and hands each layer's keys and values to the expert. Returns the token
     // count.
     int run(Trace* trace);
+    // Records the stage that a prefix of so many tokens runs.
+    void record(int tokens);
 
 private:
     void load_embedding(TensorSource& source);
     void add_special(int id);
+    void run_layers(int rows, Trace* trace);
     Mat next_rows(int count);
 
     const ModelConfig config_;
@@ -36,7 +39,8 @@ private:
     std::vector<float> embedding_scales_;
     RopeTable rope_;
     KvStore* kv_;
-    std::vector<int> lengths_;
+    std::vector<int> host_lengths_;
+    int* lengths_;
     int count_ = 0;
     Mat x_, normed_, qkv_, attended_, hidden_, state_;
 };

@@ -16,19 +16,25 @@ struct TraceEntry {
 
 class Trace {
 public:
+    // Whose memory the matrices are in.
+    void attach(Backend& ops) { ops_ = &ops; }
+
     void put(const std::string& name, Mat x) {
-        TraceEntry e{{1, x.rows, x.cols}, {}};
-        for (int r = 0; r < x.rows; ++r)
-            for (int c = 0; c < x.cols; ++c) e.values.push_back(x.value(r, c));
-        entries.emplace_back(name, std::move(e));
+        entries.emplace_back(name, TraceEntry{{1, x.rows, x.cols}, values_of(x)});
+    }
+    void put(const std::string& name, std::vector<int> shape, Mat x) {
+        entries.emplace_back(name, TraceEntry{std::move(shape), values_of(x)});
     }
     // [rows, heads * dim] -> [1, heads, rows, dim]
     void put_heads(const std::string& name, Mat x, int heads) {
         const int dim = x.cols / heads;
+        const std::vector<float> rows = values_of(x);
         TraceEntry e{{1, heads, x.rows, dim}, {}};
         for (int h = 0; h < heads; ++h)
-            for (int r = 0; r < x.rows; ++r)
-                e.values.insert(e.values.end(), x.row(r) + h * dim, x.row(r) + (h + 1) * dim);
+            for (int r = 0; r < x.rows; ++r) {
+                const float* from = &rows[size_t(r) * x.cols + size_t(h) * dim];
+                e.values.insert(e.values.end(), from, from + dim);
+            }
         entries.emplace_back(name, std::move(e));
     }
     void put(const std::string& name, std::vector<int> shape, const float* values) {
@@ -39,6 +45,15 @@ public:
     }
 
     std::vector<std::pair<std::string, TraceEntry>> entries;
+
+private:
+    std::vector<float> values_of(Mat x) {
+        std::vector<float> values(size_t(x.rows) * x.cols);
+        ops_->read(x, values.data());
+        return values;
+    }
+
+    Backend* ops_ = nullptr;
 };
 
 }  // namespace smolvla

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "runtime/error.h"
 
@@ -85,7 +84,8 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
     hidden_ = ops.make_activation(patches, c.vision_mlp);
     gathered_positions_ = ops.make_mat(patches, width);
     shuffled_ = ops.make_activation(c.max_image_tokens(), joined, width);
-    lengths_.assign(static_cast<size_t>(patches), 0);
+    lengths_ = ops.make_ints(static_cast<size_t>(patches));
+    ids_.assign(static_cast<size_t>(patches), 0);
 }
 
 ImageGrid Vision::grid(int height, int width) const {
@@ -101,31 +101,53 @@ ImageGrid Vision::grid(int height, int width) const {
     return g;
 }
 
-// The table's rows for an image of another size: fractions of its height and width, as transformers
-// buckets them (row floor(i * side / n)); the identity for a full-size image.
-Mat Vision::positions(const ImageGrid& g) {
+bool Vision::whole(const ImageGrid& g) const {
     const int side = config_.image_size / config_.patch_size;
-    if (g.rows == side && g.cols == side) return position_table_;
-    for (int r = 0; r < g.patches(); ++r) {
-        const int y = (r / g.cols) * side / g.rows, x = (r % g.cols) * side / g.cols;
-        std::memcpy(gathered_positions_.row(r), position_table_.row(y * side + x),
-                    sizeof(float) * static_cast<size_t>(config_.vision_width));
+    return g.rows == side && g.cols == side;
+}
+
+Mat Vision::positions(const ImageGrid& g) {
+    return whole(g) ? position_table_ : gathered_positions_.top(g.patches());
+}
+
+// Lengths, and the position table's rows for an image of another size: fractions of its height and
+// width, as transformers buckets them (row floor(i * side / n)).
+void Vision::use(const ImageGrid& g) {
+    if (g.rows == used_.rows && g.cols == used_.cols) return;
+    const int n = g.patches(), side = config_.image_size / config_.patch_size;
+    std::fill_n(ids_.begin(), n, n);
+    ops_.write(ids_.data(), static_cast<size_t>(n), lengths_);
+    if (!whole(g)) {
+        for (int r = 0; r < n; ++r) {
+            const int y = (r / g.cols) * side / g.rows, x = (r % g.cols) * side / g.cols;
+            ids_[static_cast<size_t>(r)] = y * side + x;
+        }
+        ops_.gather_rows({position_table_.data, DType::f32}, ids_.data(), n, 1.0f,
+                         gathered_positions_.top(n));
     }
-    return gathered_positions_.top(g.patches());
+    used_ = g;
 }
 
 void Vision::encode(const float* pixels, int height, int width, Mat tokens, Trace* trace,
                     int index) {
     const ImageGrid g = grid(height, width);
-    const int n = g.patches(), w = config_.vision_width;
+    use(g);
+    if (!trace)
+        return ops_.stage({"vision", height, width, index},
+                          [&] { run(g, pixels, height, width, tokens, nullptr, {}); });
     const std::string suffix = "." + std::to_string(index);
-    if (trace) trace->put("mid.pixels" + suffix, {1, 3, height, width}, pixels);
+    trace->put("mid.pixels" + suffix, {1, 3, height, width},
+               {const_cast<float*>(pixels), 3 * height, width, width});
+    run(g, pixels, height, width, tokens, trace, suffix);
+}
 
+void Vision::run(const ImageGrid& g, const float* pixels, int height, int width, Mat tokens,
+                 Trace* trace, const std::string& suffix) {
+    const int n = g.patches(), w = config_.vision_width;
     const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
     const Mat attended = attended_.top(n), patches = patches_.top(n);
-    std::fill_n(lengths_.begin(), n, n);
     const AttentionShape shape{config_.vision_heads, config_.vision_heads, w / config_.vision_heads,
-                               lengths_.data()};
+                               lengths_};
 
     ops_.patchify(pixels, height, width, config_.patch_size, patches);
     LinearOptions embed;

@@ -21,7 +21,8 @@ public:
 
     // Raises an input error where LeRobot's pixel shuffle fails too.
     ImageGrid grid(int height, int width) const;
-    // Writes grid.tokens() rows; `index` numbers the image in the trace.
+    // pixels: [3, height, width] in the backend's memory. Writes grid.tokens() rows; `index` is the
+    // camera's, for which the stage is recorded.
     void encode(const float* pixels, int height, int width, Mat tokens, Trace* trace, int index);
 
 private:
@@ -30,7 +31,11 @@ private:
         const Linear *qkv, *out, *up, *down;
         const float* down_scale;  // of down's inputs, [vision_mlp] in whole panels, or null
     };
+    bool whole(const ImageGrid& grid) const;  // the position table is as it has to be
     Mat positions(const ImageGrid& grid);
+    void use(const ImageGrid& grid);
+    void run(const ImageGrid& grid, const float* pixels, int height, int width, Mat tokens,
+             Trace* trace, const std::string& suffix);
 
     const ModelConfig config_;
     Backend& ops_;
@@ -39,7 +44,9 @@ private:
     const float *norm_weight_, *norm_bias_;
     Mat position_table_;
     KvStore* kv_;
-    std::vector<int> lengths_;
+    int* lengths_;  // of every row: all patches
+    std::vector<int> ids_;
+    ImageGrid used_{0, 0, 0};  // what lengths and gathered positions are of
     Mat patches_, x_, normed_, qkv_, attended_, hidden_, gathered_positions_, shuffled_;
 };
 

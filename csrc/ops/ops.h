@@ -5,6 +5,10 @@
 // carries its bias, activation and residual; attention carries scale, lengths and softmax. None
 // returns a value to the host. Matrices are row-major views [rows, cols], float32 unless their
 // Storage says otherwise; every operation takes any storage where its comment says "activations".
+//
+// Memory is the backend's, and may not be the host's: what make_mat, make_buffer and make_ints gave
+// is filled with `write` and looked at with `read`. Numbers that change from call to call are ints
+// in that memory, so that a stage which a backend recorded once reads them anew each time.
 #pragma once
 
 #include <cstddef>
@@ -42,12 +46,15 @@ const char* compute_name(Compute compute);
 enum class Activation { none, gelu_tanh, silu };
 
 // A weight matrix in the backend's own layout, from float32, bfloat16 or integer storage.
-struct Linear;
+struct Linear {};
 // The keys and values of one layer, in the backend's own layout.
-struct KvStore;
+struct KvStore {};
 
 struct LinearOptions {
-    const float* bias = nullptr;  // [out]; overrides the weight's own
+    // [out] in whole panels, overrides the weight's own; with `bias_row` row *bias_row of a table.
+    const float* bias = nullptr;
+    const int* bias_row = nullptr;
+    ptrdiff_t bias_ld = 0;
     Activation activation = Activation::none;
     Mat residual = {};   // [rows, out], may be the output itself
     float scale = 1.0f;  // y = activation(x W^T + bias) * scale * column_scale + residual
@@ -58,7 +65,32 @@ struct LinearOptions {
 // (all), prefix (image and text rows stop before the state key), expert (prefix, then causal).
 struct AttentionShape {
     int heads, kv_heads, head_dim;
-    const int* lengths;  // [rows of q]
+    const int* lengths;  // [rows of q], of make_ints
+};
+
+// Real-time chunking's pull towards the rest of the previous chunk; see Backend::flow_update.
+struct Pull {
+    Mat previous = {};              // [rows, dims]; without data there is none
+    const float* weight = nullptr;  // [rows]
+};
+
+// What a recorded stage was recorded for: everything about it that is not in the backend's memory.
+struct StageKey {
+    const char* name;
+    int a = 0, b = 0, c = 0;
+};
+
+// Calls a function object that outlives it; unlike std::function it never allocates.
+class Body {
+public:
+    template <class F>
+    Body(const F& f)  // NOLINT: converts where it is passed, as std::function does
+        : f_(&f), call_([](const void* p) { (*static_cast<const F*>(p))(); }) {}
+    void operator()() const { call_(f_); }
+
+private:
+    const void* f_;
+    void (*call_)(const void*);
 };
 
 // A byte frame [height, width, 3] or float frame in [0, 1], RGB.
@@ -80,11 +112,19 @@ struct LinearInfo {
 };
 
 struct BackendInfo {
-    std::string isa;
+    std::string isa;  // of the CPU's kernels; empty on another device
     Compute compute;
-    int threads;
-    size_t weight_bytes, buffer_bytes;
-    std::vector<std::string> kernels;  // the chosen ones
+    int threads;                        // of the CPU's kernels
+    size_t weight_bytes, buffer_bytes;  // in the device's memory
+    std::vector<std::string> kernels;   // the chosen ones
+
+    struct Gpu {
+        std::string name;
+        int sm = 0;               // compute capability, 87 for 8.7; 0: there is none
+        size_t memory_bytes = 0;  // all that the device has
+        size_t pinned_bytes = 0;  // of the host's memory, what copies pass through
+        int graphs = 0;           // stages recorded so far
+    } gpu = {};
 };
 
 // Rows [*, columns of the result] of which a few are read, in their storage dtype.
@@ -122,6 +162,7 @@ public:
                               const std::string& config) = 0;
     virtual KvStore* make_kv(int kv_heads, int head_dim, int capacity) = 0;
     virtual float* make_buffer(size_t count) = 0;  // zeroed, lives as long as the backend
+    virtual int* make_ints(size_t count);          // likewise
     // How matrices are best stored that only feed linear layers of weights in bfloat16. `unit`:
     // what they are written in, in columns (a head, a patch row); an odd one excludes pairs.
     virtual Storage activation_storage(int unit) const = 0;
@@ -133,16 +174,46 @@ public:
     }
 
     // --- while running; no allocation ------------------------------------------------------------
+    // Between the host's memory (rows without gaps) and the backend's. `to` is float32, `from`
+    // anything but rows of integers; `read` waits for what was asked before it.
+    virtual void write(const float* values, Mat to);
+    virtual void write(const int* values, size_t count, int* to);
+    virtual void read(Mat from, float* values);
+    // Does what `body` does, which asks for operations and nothing else: a backend may run it, or
+    // replay what it recorded when a body of this key ran before.
+    virtual void stage(const StageKey& key, Body body);
+    // Records a stage without running it, where that is what `stage` would do first.
+    virtual void record_stage(const StageKey&, Body) {}
+    // Room for the frames of one call: letterbox allocates nothing for so many of so many bytes.
+    virtual void reserve_frames(int, size_t) {}
+    // Around every call, in the thread that makes it: `leave` takes what `enter` gave.
+    virtual int enter() { return 0; }
+    virtual void leave(int) {}
+    // Notes when what was asked so far is done; the milliseconds between two such moments, once the
+    // second is there.
+    static constexpr int kMoments = 160;
+    virtual void mark(int moment);
+    virtual double between(int first, int second) const;
+    // How many rows a stage should be run with that has `rows`: a backend that records stages keeps
+    // the number of keys small. The rows beyond mean nothing, and nothing may read them.
+    virtual int stage_rows(int rows) const { return rows; }
+    // *number += 1.
+    virtual void advance(int* number);
+
     // x and y are activations; a residual is float32 and may be y itself.
     virtual void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) = 0;
     // x float32, y activations, or what `operand` gave.
     virtual void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) = 0;
     virtual void rms_norm(Mat x, const float* weight, float eps, Mat y) = 0;
-    // Rotates every head of x in place; row i by the angles of table row first + i.
-    virtual void rope(Mat x, int heads, Mat cosine, Mat sine, int first) = 0;
-    // Writes rows of keys and values [rows, kv_heads * head_dim] at positions first... Keys, values
-    // and q are float32 or of activation_storage(head_dim).
-    virtual void store_kv(Mat keys, Mat values, KvStore* kv, int first) = 0;
+    // Rotates every head of x in place; row i by the angles of table row *first + i (null: i).
+    virtual void rope(Mat x, int heads, Mat cosine, Mat sine, const int* first) = 0;
+    // Writes rows of keys and values [rows, kv_heads * head_dim] at positions *first... (null: 0).
+    // Keys, values and q are float32 or of activation_storage(head_dim).
+    virtual void store_kv(Mat keys, Mat values, KvStore* kv, const int* first) = 0;
+    // What a layer does before it attends to itself: rotates q and keys as `rope` does, q with
+    // `heads` heads, then stores keys and values. Three operations, or one where starting costs.
+    virtual void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine,
+                            const int* first, KvStore* kv);
     // out activations.
     virtual void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) = 0;
     // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
@@ -153,15 +224,17 @@ public:
     // Row (Y, X) of `out` joins the scale x scale rows of x around it, y slow and x fast; the rows
     // of x form a side x side grid. Activations of one storage.
     virtual void pixel_shuffle(Mat x, int side, int scale, Mat out) = 0;
-    // out[i] = table[ids[i]] * scale.
+    // out[i] = table[ids[i]] * scale; table and ids are the host's. Not inside a stage.
     virtual void gather_rows(const Table& table, const int* ids, int count, float scale,
                              Mat out) = 0;
     // y = x * scale; x float32, y activations.
     virtual void copy(Mat x, float scale, Mat y) = 0;
-    // x <- x + dt * v, where v is first guided: v <- v - gain * (previous - (x - t v)) *
-    // weight[row].
-    virtual void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
-                             float gain) = 0;
+    // x <- x + dt * v, where v is first pulled: v <- v - gain * (previous - (x - t v)) *
+    // weight[row]. dt, t and gain are the first three numbers of row *step of `schedule`.
+    virtual void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) = 0;
+
+private:
+    double moments_[kMoments] = {};  // of the host's clock, in milliseconds
 };
 
 // With an `image` the weights are mapped from it.

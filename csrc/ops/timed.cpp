@@ -38,6 +38,11 @@ TimedBackend::TimedBackend(std::unique_ptr<Backend> backend)
       kv_element_bytes_(backend_->activation_storage(2) == Storage::bf16 ? 2 : 4) {}
 
 void TimedBackend::start(size_t capacity) {
+    if (backend_->info().gpu.sm != 0)
+        fail(ErrorKind::backend,
+             "recording operations: expected device cpu, got cuda, where a stage is one graph. Use "
+             "the timings of a chunk for its stages and NVIDIA's Nsight Systems for kernels (nsys "
+             "profile --cuda-graph-trace=node smolvla-edge run ...), or load with device cpu");
     if (capacity < 1 || capacity > kMostRecords)
         fail(ErrorKind::input, "capacity: expected 1 to %zu records, got %zu", kMostRecords,
              capacity);
@@ -141,14 +146,21 @@ void TimedBackend::rms_norm(Mat x, const float* weight, float eps, Mat y) {
           [&] { backend_->rms_norm(x, weight, eps, y); });
 }
 
-void TimedBackend::rope(Mat x, int heads, Mat cosine, Mat sine, int first) {
+void TimedBackend::rope(Mat x, int heads, Mat cosine, Mat sine, const int* first) {
     if (!recording()) return backend_->rope(x, heads, cosine, sine, first);
     TimedRecord r = record_of("rope", x, 2 * bytes_of(x));
     r.heads = heads;
     timed(r, [&] { backend_->rope(x, heads, cosine, sine, first); });
 }
 
-void TimedBackend::store_kv(Mat keys, Mat values, KvStore* kv, int first) {
+void TimedBackend::rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine,
+                              const int* first, KvStore* kv) {
+    if (recording())  // each of its operations
+        return Backend::rope_store(q, heads, keys, values, cosine, sine, first, kv);
+    backend_->rope_store(q, heads, keys, values, cosine, sine, first, kv);
+}
+
+void TimedBackend::store_kv(Mat keys, Mat values, KvStore* kv, const int* first) {
     if (!recording()) return backend_->store_kv(keys, values, kv, first);
     const int64_t written = int64_t{2} * keys.rows * keys.cols * kv_element_bytes_;
     timed(record_of("store_kv", keys, bytes_of(keys) + bytes_of(values) + written),
@@ -208,11 +220,10 @@ void TimedBackend::copy(Mat x, float scale, Mat y) {
     timed(record_of("copy", x, bytes_of(x) + bytes_of(y)), [&] { backend_->copy(x, scale, y); });
 }
 
-void TimedBackend::flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
-                               float gain) {
-    if (!recording()) return backend_->flow_update(x, v, dt, t, previous, weight, gain);
-    timed(record_of("flow_update", x, 2 * bytes_of(x) + bytes_of(v) + bytes_of(previous)),
-          [&] { backend_->flow_update(x, v, dt, t, previous, weight, gain); });
+void TimedBackend::flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) {
+    if (!recording()) return backend_->flow_update(x, v, schedule, step, pull);
+    timed(record_of("flow_update", x, 2 * bytes_of(x) + bytes_of(v) + bytes_of(pull.previous)),
+          [&] { backend_->flow_update(x, v, schedule, step, pull); });
 }
 
 }  // namespace smolvla

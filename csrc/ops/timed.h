@@ -32,7 +32,9 @@ class TimedBackend final : public Backend {
 public:
     explicit TimedBackend(std::unique_ptr<Backend> backend);
 
-    // Reserves room for `capacity` records and begins. Of more, the first are overwritten.
+    // Reserves room for `capacity` records and begins. Of more, the first are overwritten. Raises a
+    // backend error on a GPU, whose operations are in recorded stages and end after they are asked
+    // for.
     void start(size_t capacity);
     // Ends recording. The last `capacity` records in the order in which they ended, and how many
     // were overwritten.
@@ -71,6 +73,7 @@ public:
     }
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override;
     float* make_buffer(size_t count) override { return backend_->make_buffer(count); }
+    int* make_ints(size_t count) override { return backend_->make_ints(count); }
     Mat make_mat(int rows, int cols, Storage storage = Storage::f32) override {
         return backend_->make_mat(rows, cols, storage);
     }
@@ -81,19 +84,41 @@ public:
         return backend_->operand(activation, reader);
     }
 
+    void write(const float* values, Mat to) override { backend_->write(values, to); }
+    void write(const int* values, size_t count, int* to) override {
+        backend_->write(values, count, to);
+    }
+    void read(Mat from, float* values) override { backend_->read(from, values); }
+    void stage(const StageKey& key, Body body) override { backend_->stage(key, body); }
+    void record_stage(const StageKey& key, Body body) override {
+        backend_->record_stage(key, body);
+    }
+    void reserve_frames(int cameras, size_t bytes) override {
+        backend_->reserve_frames(cameras, bytes);
+    }
+    int enter() override { return backend_->enter(); }
+    void leave(int entered) override { backend_->leave(entered); }
+    void mark(int moment) override { backend_->mark(moment); }
+    double between(int first, int second) const override {
+        return backend_->between(first, second);
+    }
+    int stage_rows(int rows) const override { return backend_->stage_rows(rows); }
+    void advance(int* number) override { backend_->advance(number); }
+
     void linear(Mat x, const Linear* w, Mat y, const LinearOptions& options) override;
     void layer_norm(Mat x, const float* weight, const float* bias, float eps, Mat y) override;
     void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
-    void rope(Mat x, int heads, Mat cosine, Mat sine, int first) override;
-    void store_kv(Mat keys, Mat values, KvStore* kv, int first) override;
+    void rope(Mat x, int heads, Mat cosine, Mat sine, const int* first) override;
+    void store_kv(Mat keys, Mat values, KvStore* kv, const int* first) override;
+    void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine, const int* first,
+                    KvStore* kv) override;
     void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) override;
     void letterbox(const Frame& frame, float* pixels, int height, int width) override;
     void patchify(const float* pixels, int height, int width, int patch, Mat rows) override;
     void pixel_shuffle(Mat x, int side, int scale, Mat out) override;
     void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out) override;
     void copy(Mat x, float scale, Mat y) override;
-    void flow_update(Mat x, Mat v, float dt, float t, Mat previous, const float* weight,
-                     float gain) override;
+    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) override;
 
 private:
     bool recording() const { return capacity_ != 0; }

@@ -119,6 +119,17 @@ const TensorEntry& TensorSource::find(const std::string& name) const {
     return it->second;
 }
 
+const TensorEntry& TensorSource::expect_matrix(const std::string& name, int rows, int in) const {
+    const TensorEntry& e = find(name);
+    int64_t count = 1;
+    for (int64_t d : e.shape) count *= d;
+    if (e.shape.empty() || e.shape[0] != rows || count != int64_t(rows) * in)
+        fail(ErrorKind::checkpoint, "tensor %s: expected [%d, %d] elements, got %lld in %lld rows",
+             name.c_str(), rows, in, static_cast<long long>(count),
+             static_cast<long long>(e.shape.empty() ? 0 : e.shape[0]));
+    return e;
+}
+
 const TensorEntry& TensorSource::expect(const std::string& name,
                                         const std::vector<int64_t>& shape) const {
     const TensorEntry& e = find(name);

@@ -35,6 +35,8 @@ public:
     const TensorEntry& find(const std::string& name) const;
     // The entry, after checking that its shape is exactly `shape`.
     const TensorEntry& expect(const std::string& name, const std::vector<int64_t>& shape) const;
+    // The same of a matrix [rows, in]; a convolution is one, whose inputs are (channel, y, x).
+    const TensorEntry& expect_matrix(const std::string& name, int rows, int in) const;
     uint64_t total_bytes() const { return total_bytes_; }
 
     // Reads elements [first, first + count) in storage form. From any thread, like the next.

@@ -89,8 +89,8 @@ void check(Judge& judge, const Case& c) {
         KvStore* kv = b.make_kv(c.kv_heads, c.dim, c.keys + 5);
         // In two goes, as the expert does, and cut at an odd position, which halves a pair.
         const int cut = c.keys / 3 | 1, rest = c.keys - cut;
-        b.store_kv(k.top(std::min(cut, c.keys)), v.top(std::min(cut, c.keys)), kv, 0);
-        if (rest > 0) b.store_kv(k.below(cut, rest), v.below(cut, rest), kv, cut);
+        b.store_kv(k.top(std::min(cut, c.keys)), v.top(std::min(cut, c.keys)), kv, nullptr);
+        if (rest > 0) b.store_kv(k.below(cut, rest), v.below(cut, rest), kv, &cut);
         LooseMat out(c.rows, c.heads * c.dim, c.out);
         b.attention(q, kv, {c.heads, c.kv_heads, c.dim, lengths.data()}, out.mat);
         judge.require(out.margins_untouched(), c.name() + ": writes beside its result");

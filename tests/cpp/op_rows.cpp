@@ -91,7 +91,7 @@ void check_rope(Judge& judge, int rows, int heads, int dim) {
     const std::string what = name("rope", rows, cols, Storage::f32);
     judge.run(what, Compute::float32, bounds, [&](Backend& b) {
         LooseMat y(rows, cols, 5u);
-        b.rope(y.mat, heads, cosine.mat, sine.mat, kFirst);
+        b.rope(y.mat, heads, cosine.mat, sine.mat, &kFirst);
         judge.require(y.margins_untouched(), what + ": writes beside its result");
         return y.values();
     });

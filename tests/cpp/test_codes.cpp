@@ -8,10 +8,12 @@
 
 #include "check.h"
 #include "isas.h"
+#include "ops/codes.h"
 
 using namespace smolvla::cpu;
 using smolvla::code_words;
 using smolvla::kCodeBlock;
+using smolvla::kMaxCodes;
 using smolvla::Storage;
 
 namespace {

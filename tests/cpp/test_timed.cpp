@@ -67,6 +67,7 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     const Mat angles = filled(ops, 16, 8);
     const Mat patches = ops.make_mat(4, 3 * 256), shuffled = ops.make_mat(1, 4 * 3 * 256);
     const Mat gathered = ops.make_mat(2, kIn), copied = ops.make_mat(kRows, kIn);
+    const Mat schedule = filled(ops, 1, 3);
 
     LinearOptions add;
     add.residual = y;
@@ -75,8 +76,9 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     ops.linear(x, computed, z, {});
     ops.layer_norm(x, ones.data(), ones.data(), 1e-6f, copied);
     ops.rms_norm(x, ones.data(), 1e-6f, copied);
-    ops.rope(q, 4, angles, angles, 1);
-    ops.store_kv(k, k, kv, 0);
+    const int one = 1, none = 0;
+    ops.rope(q, 4, angles, angles, &one);
+    ops.store_kv(k, k, kv, nullptr);
     const int lengths[kRows] = {1, 2, 3, 4, 5, 5, 5};
     ops.attention(q, kv, {4, 2, 16, lengths}, out);
     const std::vector<uint8_t> frame(20 * 30 * 3, 100);
@@ -87,7 +89,7 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     const int ids[2] = {1, 3};
     ops.gather_rows({ones.data(), DType::f32}, ids, 2, 2.0f, gathered);
     ops.copy(x, 0.5f, copied);
-    ops.flow_update(x, copied, -0.1f, 1.0f, {}, nullptr, 0.0f);
+    ops.flow_update(x, copied, schedule, &none, {});
 
     std::vector<float> all;
     for (const Mat& m : {x, y, z, q, out, patches, shuffled, gathered, copied})

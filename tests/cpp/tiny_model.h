@@ -27,12 +27,15 @@ inline ModelConfig tiny() {
     return c;
 }
 
-// Random weights in one file, every second matrix in bfloat16. With codes: the matrices of vision
-// and language in int8, the embedding table too, those of the expert in int4.
+// Random weights in one file, every second matrix in bfloat16, or with `bundle` those that a
+// bfloat16 bundle has so. With codes: the matrices of vision and language in int8, the embedding
+// table too, those of the expert in int4.
 class Weights {
 public:
-    explicit Weights(const ModelConfig& c, bool codes = false)
+    explicit Weights(const ModelConfig& c, bool codes = false, bool bundle = false)
         : codes_(codes),
+          bundle_(bundle),
+          cross_in_(c.kv_width()),
           path_("/tmp/smolvla_weights_" + std::to_string(getpid()) + "_" + std::to_string(made++)),
           file_(path_, std::ios::binary) {
         const int64_t vw = c.vision_width, tw = c.text_width, ew = c.expert_width;
@@ -132,7 +135,7 @@ private:
     void put(const std::string& name, const std::vector<int64_t>& shape) {
         int64_t count = 1;
         for (int64_t d : shape) count *= d;
-        const bool bf16 = entries.size() % 2 == 1;
+        const bool bf16 = bundle_ ? in_bundle(name, shape) : entries.size() % 2 == 1;
         std::normal_distribution<float> normal(shape.size() == 1 ? 0.5f : 0.0f,
                                                1.0f / std::sqrt(float(count / shape[0] + 1)));
         const uint64_t at = static_cast<uint64_t>(file_.tellp());
@@ -145,8 +148,17 @@ private:
                            static_cast<uint64_t>(file_.tellp()) - at});
     }
 
+    // Layers, patches and connector; not heads, vectors, and the keys and values of
+    // cross-attention.
+    bool in_bundle(const std::string& name, const std::vector<int64_t>& shape) const {
+        if (shape.size() < 2) return false;
+        const bool inside = name.find(".layers.") != std::string::npos && shape[1] != cross_in_;
+        return inside || name == "vision.patch.weight" || name == "connector.weight";
+    }
+
     static inline int made = 0;
-    bool codes_;
+    bool codes_, bundle_;
+    int64_t cross_in_;
     std::string path_;
     std::ofstream file_;
     std::mt19937 generator_{3};

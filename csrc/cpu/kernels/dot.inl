@@ -2,7 +2,7 @@
 //
 // Overflow: the sums are exact modulo 2^32, offset or not, so only the result must fit: a product
 // is at most 127 * 127, and kMaxCodes = 65,536 of them are 1.06e9 < 2^31. SmolVLA's longest row has
-// 3,072 (12,288 in the connector); pack_codes.cpp refuses more than kMaxCodes.
+// 3,072 (12,288 in the connector); ops/codes.cpp refuses more than kMaxCodes.
 //
 // VECTORS as in gemm.inl. Weights: Codes8 or Codes4 of the ISA's simd/dot_*.h; its kOrder.offset
 // is what the bytes that it multiplies have too much.
