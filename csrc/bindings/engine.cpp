@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include "bindings/cuda.h"
 #include "bindings/engine_arguments.h"
 #include "bindings/gil.h"
 #include "bindings/made.h"
@@ -19,16 +20,33 @@ struct BoundEngine : MadeByInit, Engine {
 using TensorTuple =
     std::tuple<std::string, std::string, std::vector<int64_t>, std::string, uint64_t, uint64_t>;
 
+// What only the CPU's kernels take, by name.
+void refuse_on_gpu(int threads, const std::string& isa, const py::object& packed) {
+    const char* given = threads != 0        ? "threads"
+                        : !isa.empty()      ? "isa"
+                        : !packed.is_none() ? "packed"
+                                            : nullptr;
+    if (given)
+        fail(ErrorKind::backend,
+             "%s: expected none with device cuda, which computes on the GPU; leave it out, or use "
+             "device cpu",
+             given);
+}
+
 std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
                                          const std::vector<TensorTuple>& tensors,
                                          const py::dict& stats, int threads, const std::string& isa,
-                                         const std::string& compute, const py::object& packed) {
+                                         const std::string& compute, const py::object& packed,
+                                         const std::string& device) {
     const ModelConfig c = config_of(config);
     const Statistics state = statistics_of(stats, "state", c.state_dim);
     const Statistics action = statistics_of(stats, "action", c.action_dim);
     std::vector<TensorEntry> entries;
     for (const auto& [name, dtype, shape, path, offset, bytes] : tensors)
         entries.push_back({name, parse_dtype(dtype), shape, path, offset, bytes});
+    if (device != "cpu" && device != "cuda")
+        fail(ErrorKind::backend, "device: expected cpu or cuda, got %s", device.c_str());
+    if (device == "cuda") refuse_on_gpu(threads, isa, packed);
     if (threads < 0 || threads > kMaxThreads)
         fail(ErrorKind::backend, "threads must be 0 (automatic) to %d, got %d", kMaxThreads,
              threads);
@@ -37,7 +55,12 @@ std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
     std::unique_ptr<BoundEngine> engine;
     {
         GilRelease release;
-        engine = make<BoundEngine>(c, state, action, entries, threads, isa, precision, image);
+        if (device == "cuda")
+            engine = make<BoundEngine>(c, state, action, entries, [precision](size_t bytes) {
+                return make_gpu_backend(precision, bytes);
+            });
+        else
+            engine = make<BoundEngine>(c, state, action, entries, threads, isa, precision, image);
     }
     engine->set_interrupt_check(check_signals);
     return engine;
@@ -140,6 +163,21 @@ py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py
     return result;
 }
 
+// progress: called with (done, in all), or None.
+void warm_up(BoundEngine& e, int height, int width, int horizon, int steps,
+             const py::object& progress) {
+    const auto report = [&progress](int done, int all) {
+        try {
+            py::gil_scoped_acquire acquire;
+            if (!progress.is_none()) progress(done, all);
+        } catch (abi::__forced_unwind&) {
+            sleep_until_exit();
+        }
+    };
+    GilRelease release;
+    e.warm_up({height, width, horizon, steps}, report);
+}
+
 void write_packed(BoundEngine& e, const std::string& path, const std::string& bundle,
                   const std::string& config) {
     GilRelease release;
@@ -149,12 +187,23 @@ void write_packed(BoundEngine& e, const std::string& path, const std::string& bu
 py::dict info(const BoundEngine& e) {
     const BackendInfo i = e.info();
     py::dict d;
-    d["isa"] = i.isa;
+    if (i.gpu.sm == 0) {
+        d["device"] = "cpu";
+        d["isa"] = i.isa;
+        d["threads"] = i.threads;
+    } else {
+        d["device"] = "cuda";
+        d["device_name"] = i.gpu.name;
+        d["sm"] = i.gpu.sm;
+        d["memory_bytes"] = i.gpu.memory_bytes;
+        d["pinned_bytes"] = i.gpu.pinned_bytes;
+        d["graphs"] = i.gpu.graphs;
+    }
     d["compute"] = compute_name(i.compute);
-    d["threads"] = i.threads;
     d["weights_bytes"] = i.weight_bytes;
     d["arena_bytes"] = i.buffer_bytes;
     d["kernels"] = i.kernels;
+    d["ready"] = e.ready();
     return d;
 }
 
@@ -244,7 +293,9 @@ void bind_engine(py::module_& m) {
     py::class_<BoundEngine>(m, "Engine")
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
              arg("threads") = 0, arg("isa") = "", arg("compute") = "float32",
-             arg("packed") = py::none())
+             arg("packed") = py::none(), arg("device") = "cpu")
+        .def("warm_up", &warm_up, arg("height"), arg("width"), arg("horizon"), arg("steps"),
+             arg("progress") = py::none())
         .def("write_packed", &write_packed, arg("path"), arg("bundle"), arg("config"))
         .def("encode_images", &encode_images, arg("pixels"))
         .def("prefill", &prefill, arg("image_tokens"), arg("camera_mask"), arg("tokens"),

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "bindings/cuda.h"
 #include "bindings/gil.h"
 #include "cpu/image.h"
 #include "cpu/int8_peak.h"
@@ -121,6 +122,10 @@ py::array_t<float> letterbox(const py::object& frame, int width, int height) {
 }  // namespace
 }  // namespace smolvla::bindings
 
+#ifdef SMOLVLA_CUDA_EMULATED
+void bind_emulator(pybind11::module_& m);  // tests/cuda/bind_emulator.cpp
+#endif
+
 PYBIND11_MODULE(_core, m) {
     using namespace smolvla::bindings;
     m.doc() = "SmolVLA's C++ core; use smolvla_edge.load() rather than this module.";
@@ -141,4 +146,12 @@ PYBIND11_MODULE(_core, m) {
     bind_ops(m);
     bind_kernel_loop(m);
     bind_packed(m);
+    bind_device_arrays(m);
+    bind_cuda(m);
+#ifdef SMOLVLA_WITH_CUDA
+    bind_cuda_ops(m);
+#endif
+#ifdef SMOLVLA_CUDA_EMULATED
+    bind_emulator(m);
+#endif
 }

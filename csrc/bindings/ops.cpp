@@ -161,7 +161,7 @@ public:
         within("first", first, 0, kv.capacity - rows);
         GilRelease release;
         const std::lock_guard<std::mutex> lock(mutex_);
-        ops_->store_kv(view(k, rows, cols), view(v, rows, cols), kv.store, first);
+        ops_->store_kv(view(k, rows, cols), view(v, rows, cols), kv.store, &first);
     }
 
     void attention(size_t handle, const py::object& q, const py::object& lengths,
