@@ -140,10 +140,7 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     tokenizer = None
     if TOKENIZER_FILE in description.files:
         tokenizer = folder / TOKENIZER_FILE
-        digest = hashlib.sha256()
-        for chunk in file_chunks(tokenizer):
-            digest.update(chunk)
-        _compare_sha256(tokenizer, digest.hexdigest(), description.files[TOKENIZER_FILE])
+        _compare_sha256(tokenizer, sha256_of(tokenizer), description.files[TOKENIZER_FILE])
     return Bundle(
         path=folder,
         model=description.model,
@@ -210,6 +207,14 @@ def file_chunks(path: Path) -> Iterator[bytes]:
                 yield chunk
     except OSError as cause:
         raise BundleError(f"cannot read {path}: {cause.strerror or cause}") from cause
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, read in pieces. Raises BundleError when it cannot be read."""
+    digest = hashlib.sha256()
+    for chunk in file_chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _compare_sha256(path: Path, digest: str, record: FileRecord) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,9 @@ from smolvla_edge.presets import resolve_plan
 from smolvla_edge.source import Source, open_source
 from smolvla_edge.tokenizer import EncodedTask, TaskTokenizer
 
-_SHOWN = ("backend", "device", "isa", "sm", "threads", "compute")  # of a backend's info
+# Of a backend's info.
+_SHOWN = ("backend", "device", "device_name", "isa", "sm", "threads", "compute")
+_LARGEST_FRAME = (1080, 1920)  # that a warm-up makes room for when nobody says another
 
 
 def load(
@@ -50,18 +52,26 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     packed_cache: PackedCacheOption = False,
+    warm_up: bool = True,
 ) -> Policy:
     """A policy from a bundle, a LeRobot checkpoint folder, or a Hub id (extra `hub`).
 
+    device: "cpu", "cuda" (one GPU, the first that CUDA_VISIBLE_DEVICES leaves), or "auto": the GPU
+    if this build has the CUDA backend, a GPU answers, and neither threads nor packed_cache, which
+    are of the CPU, were given. `Policy.provenance` says which it became.
     rename: {robot's camera name: model's}.  tokenizer: a tokenizer.json.  stats: a file, a set of
     the checkpoint's own statistics, or "FILE|SET".  `allow_unnormalized` runs features without
     usable statistics unchanged; `allow_missing_cameras` lets an observation lack cameras.
     packed_cache: True (in the user's cache) or a path keeps a bundle's packed weights and maps
     them at the next load, which then takes a fraction of a second (packed_cache.py).
+    warm_up: on a GPU, make all that calls can need before returning (Policy.warm_up).
 
     Raises a SmolVLAEdgeError for everything that is missing, unmatched or damaged.
     """
-    chosen, _ = choose(backend, device)  # a wrong word is cheaper to say now than after reading
+    # A wrong word is cheaper to say now than after reading.
+    given = {"threads": threads is not None, "packed_cache": packed_cache is not False}
+    options = [name for name, is_given in given.items() if is_given]
+    chosen, where = choose(backend, device, cpu_options=options)
     check_option(packed_cache, chosen)
     source = open_source(
         path,
@@ -79,8 +89,8 @@ def load(
             source.model,
             source.tensors,
             source.contract,
-            backend=backend,
-            device=device,
+            backend=chosen,
+            device=where,
             threads=threads,
             compute=source.compute,
             packed=packed,
@@ -91,7 +101,10 @@ def load(
     else:
         engine, status = open_with_cache(source, build, packed_cache, threads)
         source = replace(source, provenance={**source.provenance, "packed_cache": status})
-    return Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
+    policy = Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
+    if warm_up and where == "cuda":
+        policy.warm_up()
+    return policy
 
 
 class Policy:
@@ -161,6 +174,26 @@ class Policy:
     def last_chunk(self) -> ActionChunk | None:
         """The chunk that `step` hands out now, with its flags and timings."""
         return self._last_chunk
+
+    def warm_up(
+        self,
+        frame: tuple[int, int] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Make everything on a GPU that `predict` can need: memory, loaded kernels, graphs.
+
+        After it no call allocates or records there, whatever its prompt, cameras, seed or guidance,
+        for frames of at most `frame` = (height, width) pixels of uint8, 1080 x 1920 when not given.
+        A larger frame makes room once. A policy without a resize is made ready for frames of
+        exactly this size (its own image size when not given); it records another size when that
+        comes. `progress` is called with (done, in all). `load` calls this for device "cuda"; on the
+        CPU it is one call. `engine.info()["ready"]` tells whether it was done.
+
+        Raises InputError for an impossible frame, BackendError when the GPU's memory runs out.
+        """
+        own = (self.model.image_size, self.model.image_size)
+        default = own if self.model.resize is None else _LARGEST_FRAME
+        self._engine.warm_up(self._plan, frame or default, progress)
 
     def reset(self, seed: int | None = None) -> None:
         """Forget queued actions and start a new sequence of noise (a random one without seed)."""

@@ -13,7 +13,7 @@ text tokens, `h` the number of rows computed (`Plan.horizon`, or the whole chunk
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -52,7 +52,13 @@ class Backend(Protocol):
     name: str
 
     def info(self) -> dict[str, Any]:
-        """What really runs: at least "backend", "device", and "isa" or "sm"."""
+        """What really runs: at least "backend", "device", "isa" or "sm", and "ready": whether
+        nothing is left that the first calls would make."""
+
+    def warm_up(
+        self, plan: Plan, frame: tuple[int, int], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Make what calls under this plan can need, for frames up to [height, width] pixels."""
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """-> float32 [cams, image tokens, text width]: connector output, not yet scaled."""
@@ -134,22 +140,38 @@ def check_finite(*arrays: np.ndarray) -> None:
         )
 
 
-def choose(backend: str = "auto", device: str = "auto") -> tuple[str, str]:
-    """Resolve the two words of `load()` to (backend, device). Nothing falls back silently.
+def choose(
+    backend: str = "auto", device: str = "auto", *, cpu_options: Sequence[str] = ()
+) -> tuple[str, str]:
+    """Resolve the two words of `load()` to (backend, device).
 
-    Raises BackendError for an unknown word or a device that the backend does not have.
+    device "auto" is the GPU for the native backend when this build has the CUDA backend and a GPU
+    answers, and when none of the options was given that only the CPU's kernels have: their names
+    are in `cpu_options`. A device that was asked for by name is never replaced by another.
+
+    Raises BackendError for an unknown word, for a device that is not there or not in this build
+    (saying what is missing), and for `cpu_options` beside device "cuda".
     """
     if backend not in BACKENDS:
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if device not in DEVICES:
         raise BackendError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
-    chosen = "native" if backend == "auto" else backend
-    if chosen == "native" and device == "cuda":
-        raise BackendError(
-            "the native backend has no CUDA device in this build; expected device='cpu' or 'auto', "
-            "got 'cuda'. For a GPU use backend='torch' (pip install 'smolvla-edge[torch]')"
-        )
-    return chosen, "cpu" if device == "auto" else device
+    if backend == "torch":
+        return backend, "cpu" if device == "auto" else device
+    from smolvla_edge.backends.native import why_no_gpu
+
+    if device == "auto":
+        return "native", "cpu" if cpu_options or why_no_gpu() else "cuda"
+    if device == "cuda":
+        if cpu_options:
+            raise BackendError(
+                f"{', '.join(cpu_options)}: expected none with device='cuda', which computes on "
+                "the GPU; leave it out, or use device='cpu'"
+            )
+        missing = why_no_gpu()
+        if missing:
+            raise BackendError(f"device='cuda': {missing}")
+    return "native", device
 
 
 def open_backend(
@@ -167,11 +189,21 @@ def open_backend(
     computes in float32 whatever it says. `packed` is an image for the native one (packed_cache.py).
 
     Raises BackendError, or MissingExtraError when torch is absent."""
-    chosen, where = choose(backend, device)
+    given = {"threads": threads, "packed": packed}
+    options = [name for name, value in given.items() if value is not None]
+    chosen, where = choose(backend, device, cpu_options=options)
     if chosen == "torch":
         from smolvla_edge.backends.torch import TorchBackend
 
         return TorchBackend(model, tensors, contract, device=where, threads=threads)
     from smolvla_edge.backends.native import NativeBackend
 
-    return NativeBackend(model, tensors, contract, threads=threads, compute=compute, packed=packed)
+    return NativeBackend(
+        model,
+        tensors,
+        contract,
+        device=where,
+        threads=threads,
+        compute=compute,
+        packed=packed,
+    )

@@ -1,9 +1,9 @@
-"""The native backend: `_core.Engine`, the C++ core on the CPU. Needs neither torch nor a GPU."""
+"""The native backend: `_core.Engine`, the C++ core on the CPU or on a GPU. Needs no torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,11 @@ IMPLEMENTED = frozenset({"steps", "horizon"})
 class NativeBackend:
     """See `backends.Backend` for shapes. One call at a time: the engine has a lock.
 
-    `threads` None means as many as this process may use. Raises BackendError when the extension is
-    not built or the ISA forced by SMOLVLA_FORCE_ISA is not there.
+    On the CPU `threads` None means as many as this process may use. On "cuda" there are no threads,
+    isa and packed; what a call allocates or records the first time, `warm_up` makes before.
+
+    Raises BackendError when the extension is not built, the ISA forced by SMOLVLA_FORCE_ISA is not
+    there, or, on "cuda", when the build, the driver, a GPU or memory is missing.
     """
 
     name = "native"
@@ -36,6 +39,7 @@ class NativeBackend:
         tensors: Mapping[str, TensorEntry],
         contract: Contract,
         *,
+        device: str = "cpu",
         threads: int | None = None,
         isa: str = "",
         compute: str = "float32",
@@ -63,7 +67,22 @@ class NativeBackend:
             isa,
             compute,
             packed,
+            device,
         )
+
+    def warm_up(
+        self, plan: Plan, frame: tuple[int, int], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """One call on black frames, then the recording of every stage that others can need.
+
+        After it no call of any prompt, camera set, seed or guidance allocates or records anything
+        on a GPU, while the plan is this one and frames have at most height x width pixels of uint8
+        (of float32 a quarter); a policy that does not resize records other sizes when they come.
+        On the CPU it is one call. `progress` is called with (done, in all).
+
+        Raises InputError for an impossible frame, BackendError when memory runs out.
+        """
+        self._engine.warm_up(*frame, plan.rows(self._model.chunk_size), plan.steps, progress)
 
     def write_packed(self, path: str | os.PathLike[str], bundle: str, config: str) -> None:
         """Keep the weights as they lie in memory; see packed_cache.py. Raises BackendError."""
@@ -72,7 +91,6 @@ class NativeBackend:
     def info(self) -> dict[str, Any]:
         return {
             "backend": self.name,
-            "device": "cpu",
             **self._engine.info(),
             "plan_fields": sorted(IMPLEMENTED),
         }
@@ -171,7 +189,9 @@ class NativeBackend:
         return PredictResult(result["normalized"], result["actions"], result["timings"])
 
     def start_recording(self, capacity: int) -> None:
-        """Write down every operation from here on, at most the last `capacity`; see profile/."""
+        """Write down every operation from here on, at most the last `capacity`; see profile/.
+
+        Raises BackendError on a GPU."""
         self._engine.start_recording(capacity)
 
     def take_records(self) -> dict[str, Any]:
@@ -189,6 +209,12 @@ class NativeBackend:
         """(steps, horizon, rtc) as the engine takes them."""
         guidance = self._contract.guidance(prev, delay, execution_horizon)
         return *self._knobs(plan), None if guidance is None else guidance.to_engine()
+
+
+def why_no_gpu() -> str | None:
+    """What is missing for device "cuda", and what to do about it; None when it can be used."""
+    error: str | None = load_core().cuda()["error"]
+    return error
 
 
 def load_core() -> Any:

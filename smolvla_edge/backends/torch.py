@@ -2,17 +2,20 @@
 
 It exists to be compared with, and to run where torch runs. Masked cameras and padded tokens are
 computed and masked out, as LeRobot does it; only `predict` leaves nothing to mask but blank frames.
+On a CUDA device the model hands its linears of codes, SwiGLU, grouped attention and flow steps to
+the Triton kernels where Triton is installed, but not inside `kernels.plain_torch()`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from smolvla_edge import kernels
 from smolvla_edge.backends import PredictResult, check_finite
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
@@ -103,13 +106,20 @@ class TorchBackend:
             "device": self.device,
             "compute": "float32",
             "isa": torch.backends.cpu.get_cpu_capability() if self.device == "cpu" else None,
-            "sm": None if self.device == "cpu" else torch.cuda.get_device_capability(),
+            "sm": None if self.device == "cpu" else _compute_capability(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "dtype": "float32",
+            "kernels": "triton" if self.device != "cpu" and kernels.available() else None,
             "weights_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
             "plan_fields": list(IMPLEMENTED),
+            "ready": True,
         }
+
+    def warm_up(
+        self, plan: Plan, frame: tuple[int, int], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Nothing: torch makes what it needs when it needs it."""
 
     @_exact_float32()
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
@@ -316,6 +326,12 @@ class _Clock:
 
     def timings(self) -> dict[str, float]:
         return {**self._times, "total": (self._last - self._start) * 1e3}
+
+
+def _compute_capability() -> int:
+    """87 for 8.7."""
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -88,6 +88,15 @@ Threads = Annotated[
         "--threads", min=1, metavar="N", help="CPU threads; all that are allowed when not given."
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto, cpu or cuda. auto: the GPU, if this build has the CUDA backend, a GPU answers "
+        "and neither --threads nor --packed-cache is given.",
+    ),
+]
 PackedCache = Annotated[
     bool,
     typer.Option(

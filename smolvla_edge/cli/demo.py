@@ -69,6 +69,7 @@ def demo(
             help="With --size: where to draw the chunk, actions.png unless said (extra viz).",
         ),
     ] = None,
+    device: args.Device = "auto",
     threads: args.Threads = None,
     keep: Annotated[
         Path | None,
@@ -104,7 +105,7 @@ def demo(
     """
     if size is not None:
         run_speed(
-            size.value, plot=plot, seed=seed, threads=threads, keep=keep,
+            size.value, plot=plot, seed=seed, device=device, threads=threads, keep=keep,
             packed_cache=packed_cache, as_json=as_json,
         )  # fmt: skip
         return
@@ -118,10 +119,11 @@ def demo(
         require_simulator()
     except (MissingExtraError, SimulatorError) as missing:
         output.warn(str(missing))
-        result: dict[str, Any] = run_recorded(shipped_policy(), plan, threads, as_json)
+        result: dict[str, Any] = run_recorded(shipped_policy(), plan, device, threads, as_json)
     else:
         result = run_episodes(
-            shipped_policy(), chosen, instruction, seed, episodes, plan, threads, out, as_json
-        )
+            shipped_policy(), chosen, instruction, seed, episodes, plan, device, threads, out,
+            as_json,
+        )  # fmt: skip
     if as_json:
         output.emit_json(result)

@@ -37,6 +37,7 @@ def run_episodes(
     seed: int,
     episodes: int,
     plan: str,
+    device: str,
     threads: int | None,
     out: Path,
     as_json: bool,
@@ -49,7 +50,7 @@ def run_episodes(
 
     _check_folder(out)
     with output.busy("loading"):
-        policy, n_action_steps = Side(str(policy_path), plan).open(threads)
+        policy, n_action_steps = Side(str(policy_path), plan).open(threads, device)
     size = policy.model.resize or (128, 128)
     world = Metaworld(task, *size)
     words = instruction or task.instruction
@@ -87,7 +88,7 @@ def run_episodes(
 
 
 def run_recorded(
-    policy_path: Path, plan: str, threads: int | None, as_json: bool
+    policy_path: Path, plan: str, device: str, threads: int | None, as_json: bool
 ) -> dict[str, Any]:
     """Without a simulator: the policy on recorded frames, beside what was done then."""
     from smolvla_edge.eval.metaworld import CAMERA
@@ -98,7 +99,7 @@ def run_recorded(
         frames, states, actions = data["frames"], data["states"], data["actions"]
         words = str(data["instruction"])
     with output.busy("loading"):
-        policy, n_action_steps = Side(str(policy_path), plan).open(threads)
+        policy, n_action_steps = Side(str(policy_path), plan).open(threads, device)
     rows = policy.plan.rows(policy.model.chunk_size)
     chunks, errors = [], []
     started = time.perf_counter()

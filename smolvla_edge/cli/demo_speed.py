@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from smolvla_edge.cli import output
+from smolvla_edge.cli.loading import load_policy
 from smolvla_edge.cli.run import chunk_json, provenance_facts
 from smolvla_edge.errors import CheckpointError, MissingExtraError, SmolVLAEdgeError
 from smolvla_edge.paths import user_cache
@@ -38,6 +39,7 @@ def run_speed(
     *,
     plot: Path | None,
     seed: int,
+    device: str,
     threads: int | None,
     keep: Path | None,
     packed_cache: bool,
@@ -49,11 +51,8 @@ def run_speed(
     folder = _checkpoint(size, keep)
     if packed_cache:
         folder = _bundle(folder)
-    from smolvla_edge.policy import load
-
     started = time.perf_counter()
-    with output.busy("loading"), output.warnings_as_lines():
-        policy = load(folder, threads=threads, packed_cache=packed_cache)
+    policy = load_policy(folder, device=device, threads=threads, packed_cache=packed_cache)
     load_seconds = time.perf_counter() - started
     images = _photographs(policy)
     state = _rest_state(policy)

@@ -9,6 +9,7 @@ import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
+from smolvla_edge.cli.loading import load_policy
 
 if TYPE_CHECKING:
     from smolvla_edge.config import ModelConfig
@@ -36,6 +37,7 @@ def inspect(
             "that computes it here.",
         ),
     ] = False,
+    device: args.Device = "auto",
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
     stats: args.Stats = None,
@@ -49,7 +51,7 @@ def inspect(
     dtype; with --json also where everything came from. Nothing is computed. With --precision the
     policy is loaded, and what is said of its weights is what is in memory. With --kernels, the
     native dispatch table of this CPU: for each operation the candidates, what they need of the CPU,
-    and the chosen one (first that fits).
+    and the chosen one (first that fits); and what CUDA there is in this build and on this machine.
 
     \b
     Example:
@@ -75,7 +77,7 @@ def inspect(
         }
         result = _describe(path, options)
         if precision:
-            result["linears"] = _linears(path, options)
+            result |= _in_memory(path, device, options)
     elif precision:
         raise typer.BadParameter("--precision needs a checkpoint or a bundle")
     if kernels:
@@ -184,20 +186,22 @@ def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -
     return parts
 
 
-def _linears(path: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from smolvla_edge.policy import load
-
-    with output.busy("loading"):
-        policy = load(path, backend="native", **options)
-    linears: list[dict[str, Any]] = policy.engine.linears()  # type: ignore[attr-defined]
-    return linears
+def _in_memory(path: str, device: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The loaded policy's "engine" (info) and "linears"."""
+    policy = load_policy(path, backend="native", device=device, **options)
+    engine: Any = policy.engine
+    return {"engine": engine.info(), "linears": engine.linears()}
 
 
 def _kernels() -> dict[str, Any]:
     from smolvla_edge.backends.native import load_core
 
     core = load_core()
-    return {"cpu": dict(core.cpu_info()), "table": [dict(row) for row in core.kernel_table()]}
+    return {
+        "cpu": dict(core.cpu_info()),
+        "cuda": dict(core.cuda()),
+        "table": [dict(row) for row in core.kernel_table()],
+    }
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -214,6 +218,7 @@ def _print(result: Mapping[str, Any]) -> None:
         _print_parts(result)
     if "linears" in result:
         _print_linears(result["linears"])
+        _print_engine(result["engine"])
     if "kernels" in result:
         _print_kernels(result["kernels"])
 
@@ -266,6 +271,22 @@ def _print_linears(linears: list[dict[str, Any]]) -> None:
     output.print_table("linear layers, as they are loaded", columns, rows)
 
 
+def _print_engine(info: Mapping[str, Any]) -> None:
+    """Where it lies, and what it takes there."""
+    rows = [
+        ("device", " ".join(str(info[name]) for name in ("device", "device_name") if name in info)),
+        ("weights", output.megabytes(info["weights_bytes"])),
+        ("activations, keys and values", output.megabytes(info["arena_bytes"])),
+    ]
+    if info["device"] == "cuda":
+        rows += [
+            ("pinned in the host's memory", output.megabytes(info["pinned_bytes"])),
+            ("the GPU has", output.megabytes(info["memory_bytes"])),
+            ("stages recorded as graphs", str(info["graphs"])),
+        ]
+    output.print_facts("in memory", rows)
+
+
 def _short(name: str) -> str:
     """ "a.q.weight+a.k.weight" -> "a.q+k"."""
     first, *others = (part.removesuffix(".weight") for part in name.split("+"))
@@ -291,3 +312,19 @@ def _print_kernels(kernels: Mapping[str, Any]) -> None:
         ),
     )
     output.say("Rows of one name are one source, compiled for what 'needs' asks of the CPU.")
+    _print_cuda(kernels["cuda"])
+
+
+def _print_cuda(cuda: Mapping[str, Any]) -> None:
+    built = ", ".join(f"{sm / 10:.1f}" for sm in cuda["architectures"]) or (
+        "emulated" if cuda["emulated"] else "no"
+    )
+    rows = [("kernels for compute capability", built), ("driver runs CUDA", cuda["driver"] or "-")]
+    rows += [
+        (f"device {i}", f"{d['name']}, compute capability {d['sm'] / 10:.1f}, "
+                        f"{output.megabytes(d['memory_bytes'])}")
+        for i, d in enumerate(cuda["devices"])
+    ]  # fmt: skip
+    if cuda["error"]:
+        rows.append(("not used", cuda["error"]))
+    output.print_facts("cuda", rows)

@@ -36,6 +36,9 @@ def profile(
     calls: Annotated[
         int, typer.Option("--calls", min=1, max=1000, metavar="K", help="Calls to record.")
     ] = 5,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="cpu: operations are timed there only.")
+    ] = "cpu",
     threads: args.Threads = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The HTML file to write.")
@@ -67,7 +70,9 @@ def profile(
     """
     target = _check_target(out)
     from smolvla_edge.policy import load
-    from smolvla_edge.profile.measure import measure
+    from smolvla_edge.profile.measure import check_device, measure
+
+    check_device(device)
 
     with output.busy(f"loading {path}"):
         policy = load(
@@ -79,6 +84,7 @@ def profile(
             allow_unnormalized=allow_unnormalized,
             allow_missing_cameras=True,
             backend="native",
+            device="cpu",
             threads=threads,
         )
     count = len(policy.contract.cameras) if cameras is None else cameras

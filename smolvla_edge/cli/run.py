@@ -10,6 +10,7 @@ import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
+from smolvla_edge.cli.loading import load_policy
 
 if TYPE_CHECKING:
     from smolvla_edge.chunk import ActionChunk
@@ -34,6 +35,7 @@ def run(
             "--backend", metavar="NAME", help="auto, native (C++) or torch (extra torch)."
         ),
     ] = "auto",
+    device: args.Device = "auto",
     threads: args.Threads = None,
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
@@ -90,22 +92,20 @@ def run(
         check_plot_path(plot)
         require_matplotlib()
     frames = args.frames(image)
-    from smolvla_edge.policy import load
-
-    with output.busy(f"loading {path}"), output.warnings_as_lines():
-        policy = load(
-            path,
-            plan=plan,
-            rename=names or None,
-            tokenizer=tokenizer,
-            stats=stats,
-            allow_unnormalized=allow_unnormalized,
-            allow_missing_cameras=allow_missing_cameras,
-            backend=backend,
-            threads=threads,
-            revision=revision,
-            packed_cache=packed_cache,
-        )
+    policy = load_policy(
+        path,
+        plan=plan,
+        rename=names or None,
+        tokenizer=tokenizer,
+        stats=stats,
+        allow_unnormalized=allow_unnormalized,
+        allow_missing_cameras=allow_missing_cameras,
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+        packed_cache=packed_cache,
+    )
     with output.busy("predicting"):
         chunk = policy.predict(frames, values, task, seed=seed)
     if plot is not None:
@@ -151,7 +151,12 @@ def _unit(chunk: ActionChunk) -> str:
 def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A chunk's provenance in lines for a person."""
     facts = dict(provenance)
-    where = [facts[name] for name in ("backend", "device", "isa", "sm") if facts.get(name)]
+    named = ("backend", "device", "isa", "device_name")
+    where = [str(facts[name]) for name in named if facts.get(name)]
+    if "sm" in facts:
+        where.append(f"compute capability {facts['sm'] / 10:.1f}")
+    if "threads" in facts:
+        where.append(f"{facts['threads']} threads")
     plan = facts["plan"]
     exact = "exact" if facts["exact"] else "not exact"
     precision = "; ".join(
@@ -159,7 +164,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         for part, counts in facts["precision"].items()
     )
     lines = [
-        ("by", f"{', '.join(map(str, where))}, {facts.get('threads', '?')} threads"),
+        ("by", ", ".join(where)),
         ("plan", f"{exact}: {plan['steps']} {plan['solver']} steps"),
         ("weights", precision),
         ("arithmetic", facts["compute"]),

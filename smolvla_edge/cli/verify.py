@@ -12,9 +12,10 @@ import typer
 
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
+from smolvla_edge.cli.letterboxed import native_pixels, reference_pixels
 from smolvla_edge.cli.stages import StageResult, compare
 from smolvla_edge.cli.verify_against import verify_against
-from smolvla_edge.errors import BundleError, InputError, MissingExtraError
+from smolvla_edge.errors import BundleError, MissingExtraError
 
 if TYPE_CHECKING:
     from smolvla_edge.source import Source
@@ -91,6 +92,7 @@ def verify(
         bool,
         typer.Option("--save", help="Keep what --against finds as evidence of the bundle."),
     ] = False,
+    device: args.Device = "auto",
     threads: args.Threads = None,
     rename: args.Rename = None,
     tokenizer: args.TokenizerFile = None,
@@ -106,8 +108,9 @@ def verify(
     synthetic one. Each row of the table is a stage with its worst tensor: largest error, largest
     magnitude, and whether their ratio is within the tolerance. The files of a bundle are compared
     with their SHA-256 first. A bundle that computes in bfloat16 is compared twice: in float32
-    arithmetic, which must agree, and as it runs, with a wider tolerance. Needs the extra torch
-    (pip install 'smolvla-edge[torch]'), except with --files-only.
+    arithmetic, which must agree, and as it runs, with a wider tolerance (the only one for weights
+    of integers on a GPU). Needs the extra torch (pip install 'smolvla-edge[torch]'), except with
+    --files-only.
 
     \b
     Example:
@@ -138,8 +141,10 @@ def verify(
     _require_torch()
     frames = args.frames(image)
     values = None if state is None else args.parse_state(state)
+    from smolvla_edge.backends import choose
     from smolvla_edge.source import open_source
 
+    _, device = choose("native", device, cpu_options=["threads"] if threads is not None else [])
     with output.busy(f"reading {path}"):
         source = open_source(
             path,
@@ -150,16 +155,19 @@ def verify(
             revision=revision,
         )
     observation = _observe(source, frames, values, task, seed, allow_missing_cameras)
-    pixels = _reference_pixels(source, observation)
+    pixels = reference_pixels(source, observation.frames)
     # One after the other: two models at a time would not fit where one does.
-    reference, torch_info = _trace(source, observation, pixels, "torch", threads)
+    reference, torch_info = _trace(source, observation, pixels, "torch", "cpu", threads)
     reference = {**reference, **pixels}
-    ours = _native_pixels(source, observation)
-    native, native_info = _trace(source, observation, pixels, "native", threads)
+    ours = native_pixels(source, observation.frames)
+    native, native_info = _trace(source, observation, pixels, "native", device, threads)
+    coded = source.bundle is not None and bool(source.bundle.codes)
+    if coded and device == "cuda":  # where weights of 4 bits meet bfloat16, not integers
+        tolerance = bfloat16_tolerance
     results = compare({**native, **ours}, reference, tolerance)
     rounded = []
     if source.compute == "bfloat16":
-        native, _ = _trace(source, observation, pixels, "native", threads, source.compute)
+        native, _ = _trace(source, observation, pixels, "native", device, threads, source.compute)
         rounded = compare({**native, **ours}, reference, bfloat16_tolerance)
     report = {
         "files": files,
@@ -261,47 +269,12 @@ def _synthetic_frame(random: np.random.Generator, size: tuple[int, int]) -> np.n
     return np.ascontiguousarray(blocks.repeat(8, 0).repeat(8, 1)[:height, :width])
 
 
-def _reference_pixels(source: Source, observation: Observation) -> dict[str, np.ndarray]:
-    """float32 [1, 3, H, W] per camera that is there, letterboxed by torch."""
-    import torch
-
-    from smolvla_edge.model import letterbox
-
-    result = {}
-    for i, frame in enumerate(observation.frames):
-        if frame is None:
-            continue
-        values = torch.from_numpy(frame).float() / 255
-        image = letterbox(values.permute(2, 0, 1)[None].contiguous(), source.model.resize)
-        result[f"letterbox.{i}"] = image.numpy()
-    if len({image.shape for image in result.values()}) > 1:
-        raise InputError(
-            "this policy has no resize, and verify compares frames of one size only, got "
-            f"{', '.join(str(image.shape[2:]) for image in result.values())}. Give frames of one "
-            "size"
-        )
-    return result
-
-
-def _native_pixels(source: Source, observation: Observation) -> dict[str, np.ndarray]:
-    """The same by the C++ core; nothing for a policy without a resize, which touches no frame."""
-    from smolvla_edge.backends.native import load_core
-
-    if source.model.resize is None:
-        return {}
-    width, height = source.model.resize
-    return {
-        f"letterbox.{i}": load_core().letterbox(frame, width, height)[None]
-        for i, frame in enumerate(observation.frames)
-        if frame is not None
-    }
-
-
 def _trace(
     source: Source,
     observation: Observation,
     images: Mapping[str, np.ndarray],
     backend: str,
+    device: str,
     threads: int | None,
     compute: str = "float32",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -324,7 +297,7 @@ def _trace(
             source.tensors,
             source.contract,
             backend=backend,
-            device="cpu",
+            device=device,
             threads=threads,
             compute=compute,
         )
@@ -336,7 +309,7 @@ def _trace(
         seconds = time.perf_counter() - started
     recorded["predict.normalized"] = chunk.normalized
     recorded["predict.actions"] = chunk.actions
-    shown = ("backend", "isa", "threads", "torch")
+    shown = ("backend", "device", "device_name", "isa", "threads", "torch")
     info = {name: value for name, value in engine.info().items() if name in shown}
     return recorded, {**info, "seconds": round(seconds, 3)}
 
@@ -355,6 +328,12 @@ def _finish(
         raise typer.Exit(output.FAILED)
 
 
+def _where(native: Mapping[str, Any]) -> str:
+    if native["device"] == "cuda":
+        return f"cuda, {native['device_name']}"
+    return f"{native['isa']}, {native['threads']} threads"
+
+
 def _print(
     report: Mapping[str, Any], results: Sequence[StageResult], rounded: Sequence[StageResult]
 ) -> None:
@@ -365,7 +344,7 @@ def _print(
             continue
         native, reference = report["native"], report["reference"]
         output.print_table(
-            f"native {arithmetic} ({native.get('isa')}, {native.get('threads')} threads) against "
+            f"native {arithmetic} ({_where(native)}) against "
             f"torch {reference.get('torch')} in float32",
             [
                 ("stage", "left"),

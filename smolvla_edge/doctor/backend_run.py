@@ -63,6 +63,10 @@ def _native(job: dict[str, Any], source: Any) -> tuple[dict[str, Any], dict[str,
     from smolvla_edge.precision import COMPUTE
 
     parts = (source.model, source.tensors, source.contract)
+    if job["device"] == "cuda":
+        on_gpu = {c: NativeBackend(*parts, device="cuda", compute=c) for c in COMPUTE}
+        info = on_gpu["float32"].info()
+        return on_gpu, {name: info[name] for name in ("device_name", "sm")}
     engines = {
         compute: NativeBackend(*parts, threads=job["threads"], isa=job["isa"], compute=compute)
         for compute in COMPUTE

@@ -82,8 +82,7 @@ def check_gpu(f: GpuFacts) -> Finding:
             for device in f.devices
         )
         driver = f"driver {f.driver or 'of unknown version'}, CUDA up to {f.cuda or 'unknown'}"
-        message = f"{names}; {driver}. This version's own kernels run on the CPU"
-        return Finding("machine", "gpu", PASS, message, facts=facts)
+        return Finding("machine", "gpu", PASS, f"{names}; {driver}", facts=facts)
     expected = f.hardware or ((f"driver {f.driver}",) if f.driver else ())
     nothing = f.problem in ("", "absent") or f.code == _NO_DEVICE
     if not expected and nothing:

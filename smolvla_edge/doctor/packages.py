@@ -25,6 +25,7 @@ EXTRAS = {
     "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
     "ray": {"ray": "2.9"},
     "quant": {"torch": "2.2", "bitsandbytes": "0.45"},
+    "triton": {"torch": "2.4", "triton": "3.6"},
     "sim": {
         "metaworld": "3.0.0",
         "mujoco": "3.8.1",
@@ -41,6 +42,7 @@ _PURPOSE = {
     "data": "recorded LeRobot datasets",
     "ray": "eval on a cluster",
     "quant": "quantize --data, and bitsandbytes' formats",
+    "triton": "the kernels of smolvla_edge.kernels, on a GPU",
     "sim": "eval, and the demo's closed loop",
 }
 

@@ -15,6 +15,7 @@ from smolvla_edge.doctor import (
     backends,
     clock,
     cpu,
+    cuda_backend,
     disk,
     gpu,
     jetson,
@@ -82,7 +83,10 @@ def examine(
         device = device_name(processor, graphics)
         notes.keep("policy", "presets", partial(policy.check_presets, opened.bundle, device))
 
-    ran = notes.keep("backends", "backends", partial(_run, core, isas, asked_threads, busy)) or []
+    cuda = notes.keep("software", "cuda backend", partial(_cuda, notes, core, graphics)) or {}
+    usable = cuda.get("error", "") is None and not cuda["emulated"]
+    work = partial(_run, core, isas, usable, asked_threads, busy)
+    ran = notes.keep("backends", "backends", work) or []
     torch: Mapping[str, Any] = next((one.facts for one in ran if one.name == "torch"), {})
     wheel = partial(check_torch_wheel, torch, graphics, board is not None)
     notes.keep("software", "torch and GPU", wheel)
@@ -208,10 +212,20 @@ def _packages(extra: str | None) -> Finding:
     return packages.check_extra(extra, packages.installed_version)
 
 
-def _run(core: Any, isas: list[str], asked: int | None, busy: Busy) -> list[backends.Ran]:
+def _cuda(notes: _Notes, core: Any, graphics: gpu.GpuFacts) -> dict[str, Any]:
+    if core is None:
+        return {}
+    found = cuda_backend.read_cuda(run)
+    notes.findings.append(cuda_backend.check_cuda(found, graphics))
+    return found
+
+
+def _run(
+    core: Any, isas: list[str], cuda: bool, asked: int | None, busy: Busy
+) -> list[backends.Ran]:
     if core is None:
         return []
     with_torch = packages.installed_version("torch") is not None
-    names = backends.jobs(isas, with_torch, os.environ)
+    names = backends.jobs(isas, with_torch, os.environ, with_cuda=cuda)
     with busy("running a tiny policy on each backend") as report:
         return backends.run_all(names, asked, report)

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from smolvla_edge.bundle import is_bundle, read_bundle
+from smolvla_edge.bundle import file_chunks, is_bundle, read_bundle
 from smolvla_edge.errors import SimulatorError
 from smolvla_edge.eval.episode import EpisodeResult, run_episode
 from smolvla_edge.eval.metaworld import STEP_LIMIT, Metaworld
@@ -86,9 +86,8 @@ def fingerprint(policy: str) -> str:
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.json")) + sorted(folder.rglob("*.safetensors")):
         found.update(str(path.relative_to(folder)).encode())
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                found.update(block)
+        for chunk in file_chunks(path):
+            found.update(chunk)
     return found.hexdigest()
 
 

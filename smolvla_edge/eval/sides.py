@@ -33,13 +33,14 @@ class Side:
     blank: bool = False
     instruction: str | None = None
 
-    def open(self, threads: int | None = 1) -> tuple[Policy, int]:
-        """The policy under its plan, and the actions executed of each chunk.
+    def open(self, threads: int | None = 1, device: str = "auto") -> tuple[Policy, int]:
+        """The policy under its plan, and the actions executed of each chunk. (Of a device "auto"
+        `threads` makes the CPU.)
 
         Raises what `load` raises; PlanError for words that are no plan, and for more actions than
         a chunk has.
         """
-        policy = load(self.policy, threads=threads, plan=self._plan())
+        policy = load(self.policy, device=device, threads=threads, plan=self._plan())
         count = self.n_action_steps or policy.contract.n_action_steps
         rows = policy.plan.rows(policy.model.chunk_size)
         if not 1 <= count <= rows:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from smolvla_edge.kernels import replace_torch
 from smolvla_edge.model.layers import Record, ignore
 from smolvla_edge.rtc import Guidance
 
@@ -50,21 +51,46 @@ def pull_strength(time: float, limit: float) -> Tensor:
     return ((1 - tau) / tau * ((rest + tau**2) / rest)).clamp(max=limit)
 
 
+def pull_target(guidance: Guidance, x: Tensor, chunk: int) -> Tensor:
+    """What is left of the last chunk, zero-padded -> [h, max_action_dim], where x is [B, h, same].
+
+    So padded action dimensions are pulled towards 0.
+    """
+    target = x.new_zeros(chunk, x.shape[2])
+    prev = torch.as_tensor(guidance.prev, dtype=torch.float32, device=x.device)
+    target[: prev.shape[-2], : prev.shape[-1]] = prev
+    return target[: x.shape[1]]
+
+
 def guide(guidance: Guidance, v: Tensor, x: Tensor, time: float, chunk: int) -> Tensor:
     """Velocity v corrected so that the chunk moves towards what is left of the last one.
 
     v and x [B, h, max_action_dim] float32, h <= chunk -> as v. The chunk expected at time 0 is
     x - time * v. LeRobot differentiates that through x with v held constant, so the Jacobian is
-    the identity and no backward pass is needed. The left-over is padded with zeros, and so padded
-    action dimensions are pulled towards 0.
+    the identity and no backward pass is needed.
     """
-    prev = torch.as_tensor(guidance.prev, dtype=torch.float32, device=x.device)
-    target = x.new_zeros(x.shape[0], chunk, x.shape[2])
-    target[:, : prev.shape[-2], : prev.shape[-1]] = prev
-    rows = x.shape[1]
-    weights = pull_weights(guidance, chunk)[:rows, None].to(x.device)
-    error = (target[:, :rows] - (x - time * v)) * weights
+    weights = pull_weights(guidance, chunk)[: x.shape[1], None].to(x.device)
+    error = (pull_target(guidance, x, chunk) - (x - time * v)) * weights
     return v - pull_strength(time, guidance.max_guidance_weight).to(x.device) * error
+
+
+def euler(
+    x: Tensor, v: Tensor, dt: float, time: float, guidance: Guidance | None, chunk: int
+) -> Tensor:
+    """x [B, h, max_action_dim] after a step of dt along velocity v, guided if there is guidance."""
+    if replace_torch(x):
+        from smolvla_edge.kernels.flow_step import flow_step
+
+        x, v = x.contiguous(), v.contiguous()
+        if guidance is None:
+            return flow_step(x, v, dt=dt)
+        previous = pull_target(guidance, x, chunk)
+        weights = pull_weights(guidance, chunk)[: x.shape[1]].to(x.device)
+        gain = pull_strength(time, guidance.max_guidance_weight).item()
+        return flow_step(x, v, dt=dt, t=time, previous=previous, weights=weights, gain=gain)
+    if guidance is not None:
+        v = guide(guidance, v, x, time, chunk)
+    return x + dt * v
 
 
 def integrate(
@@ -89,8 +115,6 @@ def integrate(
         v = velocity(x, times, k)
         record(f"mid.time.step{k}", times)
         record(f"out.v_t.step{k}", v)
-        if guidance is not None:
-            v = guide(guidance, v, x, time, chunk)
-        x = x + dt * v
+        x = euler(x, v, dt, time, guidance, chunk)
         record(f"out.x_t.after_step{k}", x)
     return x

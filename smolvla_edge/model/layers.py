@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smolvla_edge.kernels import replace_torch
+from smolvla_edge.model.coded import CodedWeight
+
 Record = Callable[[str, Tensor], None]
 """Receives each intermediate under the name the golden files give it."""
 
@@ -25,13 +28,17 @@ class Linear(nn.Linear):
 
     `rounds_rows`: the weight stands for integer codes, and each row of x is rounded to int8 as the
     kernels do it, after a multiplication by `input_scale` [in] if there is one. The products are
-    then those of the integers, up to float rounding.
+    then those of the integers, up to float rounding. `coded`, on a GPU: the codes themselves, for
+    the kernels that multiply integers.
     """
 
     rounds_rows = False
     input_scale: Tensor | None = None
+    coded: CodedWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.coded is not None and replace_torch(x):
+            return self.coded.linear(x, self.input_scale, self.bias, self.weight.dtype)
         if self.input_scale is not None:
             x = x * self.input_scale.to(x.device)
         if self.rounds_rows:
@@ -40,12 +47,16 @@ class Linear(nn.Linear):
 
 
 def round_rows(x: Tensor) -> Tensor:
-    """Each row to the nearest multiple of its largest magnitude / 127 (codes.round_rows)."""
+    """Each row to the nearest multiple of its largest magnitude / 127: what codes.round_rows gives,
+    bit for bit, as codes times scale."""
     wide = x.float()
     largest = wide.abs().amax(-1, keepdim=True)
-    live = largest >= 2.0**-100
-    inverse = torch.where(live, 127 / largest, 0)
-    return ((wide * inverse).round() * torch.where(live, largest / 127, largest)).to(x.dtype)
+    live = largest.isfinite() & (largest >= 2.0**-100)
+    # Of a number and a tensor torch makes a product with a reciprocal, which rounds twice.
+    most = torch.full_like(largest, 127)
+    inverse = torch.where(live, most / largest, 0)
+    scale = torch.where(live, largest / most, largest * 0)  # 0, or NaN
+    return (torch.where(live, wide * inverse, 0).round() * scale).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -72,6 +83,11 @@ class SwiGLU(nn.Module):
         self.down = Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if replace_torch(x) and not self.gate.rounds_rows:
+            from smolvla_edge.kernels.swiglu import swiglu
+
+            x = x.to(self.gate.weight.dtype).contiguous()
+            return self.down(swiglu(x, self.gate.weight, self.up.weight))
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -103,6 +119,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     fully masked row becomes the average over all m, as in LeRobot; such a row is a masked token's
     and nobody reads it.
     """
+    if replace_torch(q) and q.dtype == k.dtype == v.dtype:
+        from smolvla_edge.kernels.attention_gqa import attention_gqa
+
+        q, k, v, mask = (x.contiguous() for x in (q, k, v, mask))
+        return attention_gqa(q, k, v, mask=mask).flatten(2)
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))

@@ -10,6 +10,7 @@ from torch import Tensor
 from smolvla_edge.codes import INPUT_SCALE, is_table, read_codes
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.errors import CheckpointError
+from smolvla_edge.model.coded import CodedWeight
 from smolvla_edge.model.smolvla import SmolVLA
 from smolvla_edge.safetensors_file import TensorEntry, read_tensor
 
@@ -44,11 +45,13 @@ def load_model(
                 f"expected a tensor {name}, got none; convert the checkpoint anew"
             )
         if entry.dtype in ("I8", "U8"):
-            weight = read_codes(tensors, name, tuple(parameter.shape)).weight()
-            state[name] = torch.from_numpy(weight).to(device=device, dtype=dtype)
+            codes = read_codes(tensors, name, tuple(parameter.shape))
+            state[name] = torch.from_numpy(codes.weight()).to(device=device, dtype=dtype)
             if not is_table(name):
                 layer = model.get_submodule(name.removesuffix(".weight"))
                 layer.rounds_rows = True
+                if torch.device(device).type == "cuda":
+                    layer.coded = CodedWeight.on(device, codes)
                 if name + INPUT_SCALE in tensors:
                     layer.input_scale = as_tensor(tensors[name + INPUT_SCALE])
             continue

@@ -56,6 +56,17 @@ class Profile:
         return recorded / statistics.median(self.plain_ns) - 1
 
 
+def check_device(device: str) -> None:
+    """Raises BackendError for a device on which operations cannot be timed one by one."""
+    if device not in ("cpu", "auto"):
+        raise BackendError(
+            f"profile: expected device cpu, got {device!r}: on a GPU a stage is one graph, and its "
+            "operations are not timed one by one. A chunk's timings tell its stages there; for "
+            "kernels use NVIDIA's Nsight Systems: nsys profile --cuda-graph-trace=node "
+            "smolvla-edge run ..."
+        )
+
+
 def measure(policy: Policy, cameras: int, calls: int, progress: Progress) -> Profile:
     """`calls` recorded calls and as many without recording, in turn, after a warm-up.
 
@@ -66,6 +77,7 @@ def measure(policy: Policy, cameras: int, calls: int, progress: Progress) -> Pro
     backend = policy.engine
     if not isinstance(backend, NativeBackend):
         raise BackendError(f"expected the native backend, which can record; got {backend.name!r}")
+    check_device(backend.info()["device"])
     names = list(policy.contract.robot_names().values())
     if not 1 <= cameras <= len(names):
         raise InputError(

@@ -256,3 +256,10 @@ def _guidance(
         schedule=settings["prefix_attention_schedule"],
         max_guidance_weight=settings["max_guidance_weight"],
     )
+
+
+def frame(tensors: Mapping[str, np.ndarray], index: int) -> np.ndarray:
+    """A camera's frame as a robot gives it: HWC, bytes where the case has them."""
+    if f"in.image_u8.{index}" in tensors:
+        return tensors[f"in.image_u8.{index}"]
+    return np.ascontiguousarray(tensors[f"in.image.{index}"][0].transpose(1, 2, 0))

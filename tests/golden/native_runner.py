@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from golden_support import Observation
@@ -24,6 +25,7 @@ def make_engine(
     isa: str = "",
     config: ModelConfig | None = None,
     compute: str = "float32",
+    device: str = "cpu",
 ) -> _core.Engine:
     """The core on this checkpoint, with `config` in place of the checkpoint's own."""
     tensors = [
@@ -32,7 +34,12 @@ def make_engine(
     ]
     stats = checkpoint.contract.engine_stats()
     return _core.Engine(
-        (config or checkpoint.model).to_dict(), tensors, stats, isa=isa, compute=compute
+        (config or checkpoint.model).to_dict(),
+        tensors,
+        stats,
+        isa=isa,
+        compute=compute,
+        device=device,
     )
 
 
@@ -51,6 +58,22 @@ def pixels_of(
     return np.stack(pixels)
 
 
+def _arguments(
+    config: ModelConfig, observation: Observation, sample: int, pixels: np.ndarray | None
+) -> dict[str, Any]:
+    return {
+        "pixels": pixels_of(observation, config.resize, sample) if pixels is None else pixels,
+        "camera_mask": observation.camera_mask[sample],
+        "tokens": observation.tokens[sample],
+        "token_mask": observation.token_mask[sample],
+        "state": observation.state[sample],
+        "noise": observation.noise[sample],
+        "steps": config.num_steps,
+        "horizon": config.chunk_size,
+        "rtc": observation.guidance.to_engine() if observation.guidance else None,
+    }
+
+
 def trace(
     engine: _core.Engine,
     config: ModelConfig,
@@ -59,18 +82,16 @@ def trace(
     pixels: np.ndarray | None = None,
 ) -> Trace:
     """What the core computes of one sample, under the golden names."""
-    result: Trace = engine.trace(
-        pixels_of(observation, config.resize, sample) if pixels is None else pixels,
-        observation.camera_mask[sample],
-        observation.tokens[sample],
-        observation.token_mask[sample],
-        observation.state[sample],
-        observation.noise[sample],
-        steps=config.num_steps,
-        horizon=config.chunk_size,
-        rtc=observation.guidance.to_engine() if observation.guidance else None,
-    )
+    result: Trace = engine.trace(**_arguments(config, observation, sample, pixels))
     return result
+
+
+def sample_actions(
+    engine: _core.Engine, config: ModelConfig, observation: Observation, sample: int = 0
+) -> np.ndarray:
+    """Actions [chunk, max_action_dim] of one sample, without looking at anything before them."""
+    actions: np.ndarray = engine.sample_actions(**_arguments(config, observation, sample, None))
+    return actions
 
 
 def computed(

@@ -19,7 +19,7 @@ def test_predict(case, backend, folder):
     path = folder(case)
     policy = smolvla_edge.load(path, backend=backend)
     chunk = policy.predict(
-        images={name: frame(golden, i) for i, name in enumerate(entry["image_keys"])},
+        images={name: support.frame(golden, i) for i, name in enumerate(entry["image_keys"])},
         state=golden["in.raw_state"][0],
         task=entry["task"],
         noise=golden["in.noise"][0],
@@ -27,10 +27,3 @@ def test_predict(case, backend, folder):
     assert chunk.actions.dtype == chunk.normalized.dtype == np.float32
     support.compare("normalized", chunk.normalized, golden["out.actions"][0])
     support.compare("actions", chunk.actions, golden["out.actions_unnormalized"][0])
-
-
-def frame(golden, index: int) -> np.ndarray:
-    """A camera's frame as a robot gives it: HWC, bytes where the case has them."""
-    if f"in.image_u8.{index}" in golden:
-        return golden[f"in.image_u8.{index}"]
-    return np.ascontiguousarray(golden[f"in.image.{index}"][0].transpose(1, 2, 0))

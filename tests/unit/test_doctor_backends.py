@@ -79,6 +79,19 @@ class TestComparing:
         stands(found[1], FAIL, "NaN")
         stands(found[2], PASS, "nothing to compare")
 
+    def test_a_gpu_has_tolerances(self):
+        near, rounded = ACTIONS * np.float32(1 + 1e-5), ROUNDED * np.float32(1.02)
+        found = check_backends([ran("native scalar"), ran("native on cuda", near, rounded)])
+        stands(found[1], PASS, "float32 actions within 1.0e-05 of native scalar's")
+        for actions in ((ACTIONS * np.float32(1 + 3e-5), ROUNDED), (near, ROUNDED * 1.1)):
+            wrong = ran("native on cuda", *(a.astype(np.float32) for a in actions))
+            stands(check_backends([ran("native scalar"), wrong])[1], FAIL, "more than")
+
+    def test_a_gpu_that_does_not_run(self):
+        gone = ran("native on cuda", None, problem="crashed with SIGSEGV")
+        found = check_backends([ran("native scalar"), gone])
+        stands(found[1], FAIL, "device 'auto' would take it", "SIGSEGV", "device='cpu'")
+
     def test_without_scalar_the_first_native_is_the_reference(self):
         crashed = ran("native scalar", None, problem="crashed with SIGILL")
         found = check_backends([crashed, ran("native avx2"), ran("torch")])
@@ -111,6 +124,10 @@ class TestJobs:
             "native avx2",
             "torch",
         ]
+
+    def test_a_gpu_that_can_be_used(self):
+        names = jobs(["scalar"], True, {}, with_cuda=True)
+        assert names == ["native scalar", "native on cuda", "torch"]
 
     def test_what_the_environment_forces_is_run_too(self):
         names = jobs(["scalar"], False, {"SMOLVLA_FORCE_KERNEL": "rope=scalar"})

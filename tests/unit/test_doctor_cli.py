@@ -38,7 +38,7 @@ def cli(whole_cli, monkeypatch):
     monkeypatch.setattr(
         report_module.backends,
         "jobs",
-        lambda isas, _, environment: jobs(["scalar"], False, environment),
+        lambda isas, _, environment, with_cuda: jobs(["scalar"], False, environment),
     )
     return whole_cli
 

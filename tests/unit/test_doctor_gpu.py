@@ -14,6 +14,7 @@ import pytest
 from doctor_helpers import programs, stands, tree
 
 from smolvla_edge.doctor import cuda_probe, process
+from smolvla_edge.doctor.cuda_backend import check_cuda, read_cuda
 from smolvla_edge.doctor.finding import PASS, WARN
 from smolvla_edge.doctor.gpu import GpuFacts, check_gpu, read_gpu
 from smolvla_edge.doctor.jetson import JetsonFacts, check_jetson, read_jetson
@@ -31,7 +32,7 @@ class TestGpu:
             (
                 GpuFacts((ORIN,), ("Tegra",), "540.4.0", "12.6"),
                 PASS,
-                ["Orin (compute 8.7, 8.0 GiB)", "540.4.0", "CUDA up to 12.6", "run on the CPU"],
+                ["Orin (compute 8.7, 8.0 GiB)", "540.4.0", "CUDA up to 12.6"],
             ),
             (GpuFacts(problem="absent"), PASS, ["no NVIDIA GPU", "none is needed"]),
             (GpuFacts(problem="CUDA_ERROR_NO_DEVICE", code=100), PASS, ["no NVIDIA GPU"]),
@@ -187,6 +188,53 @@ class TestJetson:
 
     def test_reading_another_machine(self, tmp_path):
         assert read_jetson(tree(tmp_path, {}), programs({})) is None
+
+
+class TestCudaBackend:
+    gpu = GpuFacts((ORIN,), ("Tegra",), "540", "12.6")
+    without: ClassVar = {
+        "built": False, "emulated": False, "architectures": [], "driver": None, "devices": [],
+        "error": "this build has no CUDA backend",
+    }  # fmt: skip
+    usable: ClassVar = {
+        "built": True, "emulated": False, "architectures": [80, 87], "driver": "12.6",
+        "devices": [{"name": "Orin", "sm": 87, "memory_bytes": 8 << 30, "integrated": True}],
+        "error": None,
+    }  # fmt: skip
+
+    def test_not_built(self):
+        stands(check_cuda(self.without, GpuFacts()), PASS, "not in this build", "no GPU")
+        finding = check_cuda(self.without, self.gpu)
+        stands(finding, WARN, "although a GPU is here", "SMOLVLA_CUDA=ON", "nvcc")
+
+    def test_usable(self):
+        words = ("8.0, 8.7", "device 'auto' takes the GPU: Orin (compute 8.7, 8.0 GiB)", "12.6")
+        stands(check_cuda(self.usable, self.gpu), PASS, *words)
+
+    def test_no_driver(self):
+        error = "no NVIDIA driver was found (libcuda.so.1). Install it"
+        gone = {**self.usable, "driver": None, "devices": [], "error": error}
+        stands(check_cuda(gone, GpuFacts()), PASS, "no GPU is here")
+        hardware = GpuFacts(hardware=("PCI 0000:01:00.0",))
+        stands(check_cuda(gone, hardware), WARN, "cannot be used: no NVIDIA driver", "Install it")
+
+    def test_a_gpu_that_is_too_old(self):
+        error = "expected a GPU of compute capability 8.0 or later, got Orin of 7.2"
+        found = {**self.usable, "error": error}
+        stands(check_cuda(found, self.gpu), WARN, "8.0 or later, got Orin of 7.2", "device='cpu'")
+
+    @pytest.mark.parametrize(
+        "outcome", [Outcome(problem="crashed with SIGSEGV"), Outcome("no JSON"), Outcome("[1]")]
+    )
+    def test_asking_that_fails(self, outcome):
+        found = read_cuda(lambda _: outcome)
+        assert set(found) == {"error"}
+        stands(check_cuda(found, self.gpu), WARN, "does not answer", "device='cpu'")
+
+    def test_this_build(self):
+        from smolvla_edge import _core
+
+        assert read_cuda(process.run) == _core.cuda()
 
 
 class TestTorchWheel:
