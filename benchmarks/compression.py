@@ -45,7 +45,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="as of smolvla-edge quantize")
     parser.add_argument("--calibration", type=int, default=256, help="observations to fit to")
     parser.add_argument("--held-out", type=int, default=300, help="observations to measure on")
-    parser.add_argument("--layers", type=int, default=4, help="of them, for each layer alone")
+    parser.add_argument("--layers", type=int, default=24, help="of them, for each layer alone")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     return parser.parse_args(arguments)

@@ -74,7 +74,9 @@ def collect(root: Path, module: str) -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python -m", module, *map(shlex.quote, sys.argv[1:])]),
-        "commit": _git(root, "rev-parse", "HEAD") or "none",
+        "commit": _git(root, "rev-parse", "HEAD")
+        or _read(str(root / "build" / "gpu-carry" / "commit"))  # tools/gpu/carry.py notes it
+        or "none",
         "uncommitted_changes": bool(status) if status is not None else None,
         "cpu": _cpu(),
         "cores": os.cpu_count(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.gpu import end_to_end_tables as gpu
 from benchmarks.report import Section, ceiling_sentence, milliseconds, share, table
 
 STAGES = ("preprocess", "vision", "prefix", "flow")
@@ -52,15 +53,25 @@ def _summary(run: dict[str, Any]) -> Section:
         )
     header = ["cameras", "language (slots)", "engine", "n", "p50 ms", "p90", "p99"]
     header += ["peak RSS MiB", "GFLOP", "share of ceiling", "actions differ: max, mean"]
+    ceiling = (
+        "cuBLAS's product of two matrices of 8192 x 8192 in the engine's precision"
+        if run.get("gpu")
+        else "a register-resident loop of the engine's precision on the same threads"
+    )
     about = (
         "n: samples counted; with fewer than 100 the column p99 has the largest sample, marked "
         "max. Peak RSS: while loading / while running (VmHWM of each process, reset in between; "
         "compiling counts as neither). GFLOP: what this engine computes, a multiply and an add "
-        "being two. Ceiling: a register-resident loop of the engine's precision on the same "
-        f"threads, measured in this run ({ceiling_sentence(run['ceilings'])}). Actions differ: "
-        f"absolute difference of the normalised actions from those of {run['reference']}, in this "
-        "run, beside its largest action."
+        f"being two. Ceiling: {ceiling}, measured in this run "
+        f"({ceiling_sentence(run['ceilings'])}). "
     )
+    if run["reference"] is None:
+        about += "No rival in float32 was in this run to compare actions with."
+    else:
+        about += (
+            "Actions differ: absolute difference of the normalised actions from those of "
+            f"{run['reference']}, in this run, beside its largest action."
+        )
     return Section("", table(header, rows), about)
 
 
@@ -129,7 +140,7 @@ def _loading(run: dict[str, Any]) -> Section:
             f"{p['cameras']} camera(s) {p['language']}: {p['seconds']:.0f} s, "
             f"peak {p['peak_rss_mib']:.0f} MiB"
             for p in run["prepared"]
-            if p["engine"] == name and name.endswith("compiled")
+            if p["engine"] == name and name.endswith("compiled") and "failed" not in p
         ]
         rows.append(
             [
@@ -153,4 +164,6 @@ def sections(run: dict[str, Any]) -> list[Section]:
     if run["ratios"]:
         found.append(_ratios(run))
     found += [s for s in (_stages(run, ours=True), _stages(run, ours=False)) if s]
+    if run.get("gpu"):
+        found += [gpu.aims(run), gpu.memory(run), gpu.machine(run)]
     return [*found, _loading(run)]

@@ -3,8 +3,9 @@
 Like is compared with like: our float32 with LeRobot's float32, our bfloat16 with LeRobot's
 bfloat16, eager and compiled. Integer weights (a recipe of `smolvla-edge quantize`, rounded to
 nearest) have no like there: they are compared with the fastest that computes without them, and
-their actions' difference stands beside it. What is synthetic is made on first use, by the product's
-own code, and kept in the user's cache.
+their actions' difference stands beside it. Where LeRobot cannot be installed, our own torch model,
+eager and compiled, stands in for it under its own name. What is synthetic is made on first use, by
+the product's own code, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,47 +23,53 @@ from benchmarks.harness import Worker, WorkerError, log
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ROOT / "benchmarks" / "workers" / "ours.py"
 LEROBOT = ROOT / "benchmarks" / "rivals" / "lerobot"
+STAND_IN = ROOT / "benchmarks" / "workers" / "reference.py"
 CONFIGS = ("base", "libero", "tiny")  # sizes of smolvla_edge.synthetic; base is its "full"
 PRECISIONS = ("float32", "bfloat16")
-RECIPES = ("int8", "balanced", "small")
+RECIPES = ("int8", "balanced", "small", "expert4")
+_RECIPE_FILES = ROOT / "benchmarks" / "recipes"  # of those that the product does not ship
+RIVALS = ("lerobot", "reference", "none")
+PRODUCTS = {"ours": "smolvla-edge", "lerobot": "lerobot", "reference": "our torch reference"}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One side of a comparison: `kind` is "ours", "lerobot" or "compiled" (LeRobot, compiled).
+    """One side of a comparison. kind: "ours", "lerobot" or "reference" (our torch model).
 
     `precision` is one of PRECISIONS or, of ours, of RECIPES.
     """
 
     kind: str
     precision: str
+    compiled: bool = False
 
     @property
     def name(self) -> str:
-        product = "smolvla-edge" if self.kind == "ours" else "lerobot"
-        return f"{product} {self.precision}" + (" compiled" if self.kind == "compiled" else "")
+        return f"{PRODUCTS[self.kind]} {self.precision}" + (" compiled" if self.compiled else "")
 
     @property
     def is_ours(self) -> bool:
         return self.kind == "ours"
 
 
-# What every engine's actions are compared with, when it is in the run.
-REFERENCE = Engine("lerobot", "float32")
+def reference_of(engines: Sequence[Engine]) -> Engine | None:
+    """What every engine's actions are compared with: the eager rival in float32, if it runs."""
+    found = (e for e in engines if not e.is_ours and not e.compiled and e.precision == "float32")
+    return next(found, None)
 
 
 def choose_engines(
     precisions: list[str],
-    rival: bool,
+    rival: str,
     compiled: list[str],
     ours: bool = True,
     recipes: Sequence[str] = (),
 ) -> list[Engine]:
-    """Ours first, then the eager rivals, then the compiled ones."""
+    """Ours first, then the eager rivals, then the compiled ones. rival: one of RIVALS."""
     engines = [Engine("ours", p) for p in (*precisions, *recipes)] if ours else []
-    if rival:
-        engines += [Engine("lerobot", p) for p in precisions]
-        engines += [Engine("compiled", p) for p in compiled]
+    if rival != "none":
+        engines += [Engine(rival, p) for p in precisions]
+        engines += [Engine(rival, p, compiled=True) for p in compiled]
     return engines
 
 
@@ -111,7 +118,9 @@ def bundle_of(checkpoint: Path, precision: str) -> Path:
             log(f"making {bundle} again: {error}")
     if precision in RECIPES:
         plain = bundle_of(checkpoint, "bfloat16")
-        _command("quantize", plain, bundle, "--recipe", precision)
+        file = _RECIPE_FILES / f"{precision}.toml"
+        recipe = str(file) if file.is_file() else precision
+        _command("quantize", plain, bundle, "--recipe", recipe)
     else:
         convert(checkpoint, bundle, precision)
     return bundle
@@ -136,39 +145,48 @@ def _command(verb: str, source: Path, bundle: Path, *options: str) -> None:
         raise WorkerError(f"smolvla-edge {verb}: {done.stderr.strip()[-2000:]}")
 
 
-def command_of(
-    engine: Engine, checkpoint: Path, threads: int, backend: str
-) -> tuple[list[str], dict[str, str]]:
+@dataclass(frozen=True)
+class Start:
+    """How workers are started. rival_python: what runs LeRobot, instead of its own environment."""
+
+    threads: int
+    backend: str = "native"
+    device: str = "cpu"
+    rival_python: str | None = None
+
+
+def command_of(engine: Engine, checkpoint: Path, start: Start) -> tuple[list[str], dict[str, str]]:
     """The worker's command line and what it needs in its environment."""
+    shared = ["--threads", str(start.threads), "--device", start.device]
     if engine.is_ours:
         path = bundle_of(checkpoint, engine.precision)
         command = [sys.executable, str(OURS), "--path", str(path)]
         # What is no integer is computed in bfloat16.
         compute = "bfloat16" if engine.precision in RECIPES else engine.precision
-        command += ["--precision", compute, "--backend", backend]
-        return [*command, "--threads", str(threads)], {}
-    python = LEROBOT / ".venv" / "bin" / "python"
-    if not python.is_file():
-        raise WorkerError(
-            f"the rival's environment is missing; run {LEROBOT}/install.sh or use --no-rival"
-        )
-    command = [str(python), str(LEROBOT / "worker.py"), "--checkpoint", str(checkpoint)]
-    command += ["--threads", str(threads), "--precision", engine.precision]
-    if engine.kind != "compiled":
+        return [*command, "--precision", compute, "--backend", start.backend, *shared], {}
+    if engine.kind == "reference":
+        command = [sys.executable, str(STAND_IN)]
+    else:
+        python = Path(start.rival_python or LEROBOT / ".venv" / "bin" / "python")
+        if not python.is_file():
+            raise WorkerError(
+                f"the rival's environment is missing; run {LEROBOT}/install.sh or use --no-rival"
+            )
+        command = [str(python), str(LEROBOT / "worker.py")]
+    command += ["--checkpoint", str(checkpoint), "--precision", engine.precision, *shared]
+    if not engine.compiled:
         return command, {}
     # Compiled graphs are kept from run to run; what was compiled is looked up, not timed.
     kept = {"TORCHINDUCTOR_CACHE_DIR": str(cache_folder() / "inductor")}
     return [*command, "--compile"], kept
 
 
-def start_workers(
-    engines: list[Engine], checkpoint: Path, threads: int, backend: str
-) -> dict[str, Worker]:
+def start_workers(engines: list[Engine], checkpoint: Path, start: Start) -> dict[str, Worker]:
     """One process an engine, started one after the other: loading is timed too."""
     workers: dict[str, Worker] = {}
     try:
         for engine in engines:
-            command, environment = command_of(engine, checkpoint, threads, backend)
+            command, environment = command_of(engine, checkpoint, start)
             log(f"starting {engine.name}")
             workers[engine.name] = Worker(engine.name, command, ROOT, environment=environment)
     except BaseException:

@@ -138,16 +138,24 @@ class Watch:
         return max(0.0, busy - self._busy - own) / capacity, (steal - self._steal) / capacity
 
 
-def timed_run(worker: Worker, **request: Any) -> Sample:
-    """Run one request alone on the machine and measure who else computed meanwhile."""
+def timed_runs(worker: Worker, calls: int = 1, lead_in: int = 0, **request: Any) -> list[Sample]:
+    """Run a request so many times alone on the machine, and measure who else computed meanwhile.
+
+    The first `lead_in` calls are not counted.
+    """
     watch = Watch(worker)
-    answer = worker.ask(cmd="run", **request)
+    burst = worker.ask(cmd="burst", calls=calls, lead_in=lead_in, **request)
     foreign, stolen = watch.stop()
-    return Sample(
-        ms=answer["ms"],
-        stages=answer["stages"],
-        foreign=foreign,
-        stolen=stolen,
-        peak_rss_mib=answer["peak_rss_mib"],
-        actions=answer["actions"],
-    )
+    return [
+        Sample(
+            ms=answer["ms"],
+            stages=answer["stages"],
+            foreign=foreign,
+            stolen=stolen,
+            peak_rss_mib=answer["peak_rss_mib"],
+            actions=answer["actions"],
+            device_mib=answer.get("device_mib"),
+            allocated_mib=answer.get("allocated_mib"),
+        )
+        for answer in burst["answers"]
+    ]

@@ -97,9 +97,11 @@ def sections_of(run: dict[str, Any]) -> list[Section]:
     if run.get("format") != FORMAT:
         raise ValueError(f"expected a result of format {FORMAT}, got {run.get('format')!r}")
     from benchmarks import end_to_end_tables, libraries_tables, precision_tables
+    from benchmarks.gpu import micro_tables
 
     kinds: dict[str, Callable[[dict[str, Any]], list[Section]]] = {
         "end_to_end": end_to_end_tables.sections,
+        "gpu_micro": micro_tables.sections,
         "libraries": libraries_tables.sections,
         "precision": precision_tables.sections,
     }

@@ -12,7 +12,10 @@ P99_NEEDS = 100  # below this many samples the 99th percentile is the largest on
 
 @dataclass
 class Sample:
-    """One timed chunk. `foreign`: share of the machine's CPU time that was not this worker's."""
+    """One timed chunk. `foreign`: share of the machine's CPU time that was not this worker's.
+
+    device_mib: of the GPU's memory, what the worker holds; allocated_mib: what torch handed out.
+    """
 
     ms: float
     stages: dict[str, float]
@@ -20,6 +23,8 @@ class Sample:
     stolen: float
     peak_rss_mib: float
     actions: list[list[float]] = field(repr=False)
+    device_mib: float | None = None
+    allocated_mib: float | None = None
 
 
 def turns(items: Iterable[Item], round_index: int) -> list[Item]:
@@ -67,7 +72,7 @@ def summarise(samples: Sequence[Sample], quiet_limit: float) -> dict[str, Any]:
         "disturbed_used": with_disturbed,
         "spread": (percentile(times, 0.9) - percentile(times, 0.1)) / median,
         "peak_rss_mib": max(s.peak_rss_mib for s in samples),
-        "all_ms": [round(s.ms, 2) for s in samples],
+        "all_ms": [round(s.ms, 3) for s in samples],
         "all_foreign": [round(s.foreign, 4) for s in samples],
         "all_stolen": [round(s.stolen, 4) for s in samples],
     }

@@ -3,8 +3,9 @@
     python benchmarks/workers/ours.py --path BUNDLE --precision float32 --threads 2
 
 Requests: {"cmd": "inputs", "path"}, {"cmd": "prepare" or "run", "cameras", "language"},
-{"cmd": "ceiling"}, {"cmd": "stop"}. A run goes from uint8 frames and token ids to actions; the
-state is given normalised, as LeRobot's policy gets it, and the normalised actions are compared.
+{"cmd": "burst", "lead_in", "calls", ...as run}, {"cmd": "ceiling"}, {"cmd": "stop"}. A run goes
+from uint8 frames and token ids to actions; the state is given normalised, as LeRobot's policy gets
+it, and the normalised actions are compared.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 # Last, so that an installed smolvla_edge comes before the source tree's, which has no core.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+from benchmarks.workers.burst import bursts, counted
 from benchmarks.workers.channel import memory_mib, open_channel, reset_peak, serve
+from benchmarks.workers.device_memory import DeviceMemory
 
 
 class Ours:
@@ -35,9 +38,11 @@ class Ours:
         return {"ok": True}
 
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
-        """What one process does once for a case: here, one call that warms the caches."""
+        """What one process does once for a case: one call that warms caches and records graphs."""
         start = time.perf_counter()
-        self.run(request)
+        answer = self.run(request)
+        if "error" in answer:
+            return answer
         return {"seconds": time.perf_counter() - start, "peak_rss_mib": memory_mib("VmHWM")}
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -73,20 +78,25 @@ def main() -> None:
     parser.add_argument("--precision", required=True, help="what the engine must compute in")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--backend", choices=("native", "torch"), default="native")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     channel = open_channel()
+    memory = DeviceMemory()
     start = time.perf_counter()
     import numpy
 
     import smolvla_edge
 
-    policy = smolvla_edge.load(
-        arguments.path,
-        backend=arguments.backend,
-        threads=arguments.threads,
-        allow_unnormalized=True,
-        allow_missing_cameras=True,
-    )
+    on_gpu = arguments.device == "cuda" and arguments.backend == "native"
+    with memory.during():  # on a GPU with all its graphs
+        policy = smolvla_edge.load(
+            arguments.path,
+            backend=arguments.backend,
+            device=arguments.device,
+            threads=None if on_gpu else arguments.threads,
+            allow_unnormalized=True,
+            allow_missing_cameras=True,
+        )
     load_seconds = time.perf_counter() - start
     peak_load = memory_mib("VmHWM")
     info = policy.engine.info()
@@ -102,6 +112,7 @@ def main() -> None:
         "load_seconds": load_seconds,
         "rss_after_load_mib": memory_mib("VmRSS"),
         "peak_rss_load_mib": peak_load,
+        "device_mib": memory.own_mib,
         "peak_is_of_inference_only": reset_peak(),
     }
     ours = Ours(policy.engine, policy.model.max_cameras)
@@ -111,10 +122,12 @@ def main() -> None:
 
         return {"ceilings": measure(arguments.threads, str(info.get("isa", "")))}
 
+    run = counted(ours.run, memory)
     handlers = {
         "inputs": ours.inputs,
-        "prepare": ours.prepare,
-        "run": ours.run,
+        "prepare": counted(ours.prepare, memory),
+        "run": run,
+        "burst": bursts(run),
         "ceiling": ceiling,
     }
     serve(channel, ready, handlers)

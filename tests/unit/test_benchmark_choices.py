@@ -19,7 +19,7 @@ from smolvla_edge.checkpoint import read_checkpoint
 
 
 def test_like_is_compared_with_like():
-    chosen = choose_engines(["float32", "bfloat16"], rival=True, compiled=["bfloat16"])
+    chosen = choose_engines(["float32", "bfloat16"], rival="lerobot", compiled=["bfloat16"])
     assert [e.name for e in chosen] == [
         "smolvla-edge float32", "smolvla-edge bfloat16", "lerobot float32", "lerobot bfloat16",
         "lerobot bfloat16 compiled",
@@ -29,15 +29,41 @@ def test_like_is_compared_with_like():
         "smolvla-edge float32": ["lerobot float32"],
         "smolvla-edge bfloat16": ["lerobot bfloat16", "lerobot bfloat16 compiled"],
     }
-    assert engines.REFERENCE in chosen
-    chosen = choose_engines(["bfloat16"], rival=True, compiled=[], recipes=["balanced"])
+    assert engines.reference_of(chosen) == Engine("lerobot", "float32")
+    chosen = choose_engines(["bfloat16"], rival="lerobot", compiled=[], recipes=["balanced"])
+    assert engines.reference_of(chosen) is None
     assert [e.name for e in chosen] == [
         "smolvla-edge bfloat16", "smolvla-edge balanced", "lerobot bfloat16",
     ]  # fmt: skip
     assert [e.name for e in rivals_of(chosen[1], chosen)] == [
         "smolvla-edge bfloat16", "lerobot bfloat16",
     ]  # fmt: skip
-    assert choose_engines(["float32"], rival=False, compiled=[]) == [Engine("ours", "float32")]
+    assert choose_engines(["float32"], rival="none", compiled=[]) == [Engine("ours", "float32")]
+
+
+def test_a_stand_in_never_goes_by_lerobots_name():
+    chosen = choose_engines(["float32", "bfloat16"], rival="reference", compiled=["bfloat16"])
+    rivals = [e for e in chosen if not e.is_ours]
+    assert [e.name for e in rivals] == [
+        "our torch reference float32", "our torch reference bfloat16",
+        "our torch reference bfloat16 compiled",
+    ]  # fmt: skip
+    assert engines.reference_of(chosen) == rivals[0]
+    assert rivals_of(Engine("ours", "bfloat16"), chosen) == rivals[1:]
+
+
+def test_workers_are_started_on_the_device_that_was_asked_for(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "bundle_of", lambda checkpoint, precision: tmp_path / precision)
+    start = engines.Start(2, device="cuda", rival_python="/bin/sh")
+    lines = {}
+    for engine in choose_engines(["bfloat16"], "lerobot", ["bfloat16"], recipes=["expert4"]):
+        command, environment = engines.command_of(engine, pristine, start)
+        lines[engine.name] = " ".join(command[1:])
+        assert command[command.index("--device") + 1] == "cuda"
+        assert engine.compiled == ("--compile" in command) == bool(environment)
+        assert engine.is_ours or command[0] == "/bin/sh"
+    # A bundle of integers computes what is no integer in bfloat16.
+    assert "expert4 --precision bfloat16 --backend native" in lines["smolvla-edge expert4"]
 
 
 @pytest.mark.parametrize(

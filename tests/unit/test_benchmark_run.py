@@ -53,10 +53,10 @@ def test_a_worker_refuses_a_bundle_of_another_precision(pristine, tmp_path, monk
     float32 = engines.bundle_of(pristine, "float32")
     monkeypatch.setattr(engines, "bundle_of", lambda *_: float32)
     with pytest.raises(engines.WorkerError, match="the worker ended"):
-        engines.start_workers([engines.Engine("ours", "bfloat16")], pristine, 1, "native")
+        engines.start_workers([engines.Engine("ours", "bfloat16")], pristine, engines.Start(1))
 
 
 def test_without_the_rivals_environment_the_remedy_is_named(pristine, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "LEROBOT", tmp_path)
     with pytest.raises(engines.WorkerError, match=r"run .*install.sh or use --no-rival"):
-        engines.start_workers([engines.Engine("lerobot", "float32")], pristine, 1, "native")
+        engines.start_workers([engines.Engine("lerobot", "float32")], pristine, engines.Start(1))

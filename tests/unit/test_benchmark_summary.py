@@ -17,6 +17,8 @@ from benchmarks.summary import (
     turns,
     undisturbed,
 )
+from benchmarks.workers.burst import bursts, counted
+from benchmarks.workers.device_memory import DeviceMemory
 
 
 def sample(ms, foreign=0.0, actions=((0.0,),), stages=None, rss=100.0):
@@ -95,8 +97,10 @@ class FakeWorker:
 
     def __init__(self, name, foreign):
         self.name, self.foreign = name, list(foreign)
+        self.asked = []
 
     def ask(self, timeout=None, **request):
+        self.asked.append(request["cmd"])
         return {"seconds": 1.0, "peak_rss_mib": 5.0}
 
 
@@ -104,11 +108,12 @@ class FakeWorker:
 def asked(monkeypatch):
     order = []
 
-    def timed_run(worker, **request):
+    def timed_runs(worker, calls, lead_in, **request):
         order.append(worker.name)
-        return sample(10.0, foreign=worker.foreign.pop(0) if worker.foreign else 0.0)
+        foreign = worker.foreign.pop(0) if worker.foreign else 0.0
+        return [sample(10.0, foreign=foreign) for _ in range(calls)]
 
-    monkeypatch.setattr(end_to_end, "timed_run", timed_run)
+    monkeypatch.setattr(end_to_end, "timed_runs", timed_runs)
     monkeypatch.setattr(end_to_end, "wait_for_quiet", lambda *_: None)
     monkeypatch.setattr(end_to_end, "log", lambda *_: None)
     return order
@@ -118,7 +123,8 @@ def test_engines_take_turns_and_the_order_alternates(asked):
     workers = {n: FakeWorker(n, []) for n in "abc"}
     options = end_to_end.parse(["--repeats", "3", "--warmup", "1"])
     samples, prepared = end_to_end.measure(workers, 1, "longest", options)
-    assert "".join(asked) == "abc" + "abc" + "cba" + "abc"
+    assert "".join(asked) == "abc" + "cba" + "abc"
+    assert all(worker.asked == ["prepare", "run"] for worker in workers.values())
     assert {name: len(series) for name, series in samples.items()} == dict.fromkeys("abc", 3)
     assert [p["engine"] for p in prepared] == ["a", "b", "c"]
 
@@ -129,6 +135,55 @@ def test_a_disturbed_sample_is_repeated_at_once_while_retries_last(asked):
     samples, _ = end_to_end.measure(workers, 1, "longest", options)
     assert "".join(asked) == "aaab"
     assert len(samples["a"]) == 3 and len(samples["b"]) == 1
+
+
+def test_a_rival_that_cannot_be_prepared_is_left_out_and_named(asked):
+    class Broken(FakeWorker):
+        def ask(self, timeout=None, **request):
+            raise harness.WorkerError(f"{self.name}: out of memory")
+
+        def close(self):
+            self.asked.append("close")
+
+    broken = Broken("lerobot bfloat16 compiled", [])
+    workers = {"smolvla-edge bfloat16": FakeWorker("a", []), broken.name: broken}
+    options = end_to_end.parse(["--repeats", "2", "--warmup", "0"])
+    samples, prepared = end_to_end.measure(workers, 1, "longest", options)
+    assert list(samples) == ["smolvla-edge bfloat16"] == list(workers)
+    assert prepared[1]["failed"] == "lerobot bfloat16 compiled: out of memory"
+    assert broken.asked == ["close"]
+    # Ours has to work: without it there is nothing to compare.
+    with pytest.raises(harness.WorkerError):
+        end_to_end.measure({"smolvla-edge float32": broken}, 1, "longest", options)
+
+
+def test_on_a_gpu_a_turn_is_a_burst(asked):
+    options = end_to_end.parse(["--device", "cuda", "--repeats", "6", "--warmup", "0"])
+    assert (options.burst, options.lead_in) == (20, 5)
+    samples, _ = end_to_end.measure({"a": FakeWorker("a", [])}, 1, "longest", options)
+    assert len(asked) == 6 and len(samples["a"]) == 120  # enough for a 99th percentile
+    assert (end_to_end.parse([]).burst, end_to_end.parse([]).lead_in) == (1, 0)
+
+
+def test_a_burst_leaves_its_first_calls_out_and_passes_errors_on():
+    answers = iter(range(10))
+    burst = bursts(lambda request: {"ms": next(answers), "cameras": request["cameras"]})
+    got = burst({"cmd": "burst", "lead_in": 2, "calls": 3, "cameras": 1})
+    assert [a["ms"] for a in got["answers"]] == [2, 3, 4] and got["answers"][0]["cameras"] == 1
+    assert bursts(lambda request: {"error": "no"})({"lead_in": 0, "calls": 1}) == {"error": "no"}
+
+
+def test_memory_of_a_gpu_is_what_it_grew_by_while_this_process_worked(monkeypatch):
+    memory = DeviceMemory()
+    memory.own_mib = 0.0  # as where there is a driver
+    held = iter([100.0, 600.0, 900.0, 950.0])  # somebody else took 300 in between
+    monkeypatch.setattr(memory, "_used_mib", lambda: next(held))
+    for _ in range(2):
+        with memory.during():
+            pass
+    assert memory.own_mib == 550.0
+    answer = counted(lambda request: {"ms": 1.0}, DeviceMemory())({})
+    assert answer["ms"] == 1.0 and "device_mib" in answer
 
 
 def test_a_worker_that_dies_or_fails_is_an_error(tmp_path):

@@ -69,7 +69,7 @@ def make_policy(raw: dict[str, Any], sizes: dict[str, Any], precision: str) -> S
     return policy.float() if precision == "float32" else policy
 
 
-def load_policy(folder: Path, precision: str) -> SmolVLAPolicy:
+def load_policy(folder: Path, precision: str, device: str = "cpu") -> SmolVLAPolicy:
     """The policy of a checkpoint folder; every tensor of the file must be used and present."""
     raw = json.loads((folder / "config.json").read_text())
     local = folder / "vlm_config.json"
@@ -77,7 +77,8 @@ def load_policy(folder: Path, precision: str) -> SmolVLAPolicy:
     policy = make_policy(raw, sizes, precision)
     weights = load_file(str(folder / "model.safetensors"))
     policy.load_state_dict(weights, strict=True)
-    policy.eval()
+    policy.config.device = device
+    policy.to(device).eval()
     for parameter in policy.parameters():
         parameter.requires_grad_(False)
     return policy

@@ -14,8 +14,10 @@ import torch
 import torch._inductor.config
 
 
-def compile_policy(policy: Any) -> None:
+def compile_policy(policy: Any, device: str = "cpu") -> None:
     """Replace the policy's `sample_actions` by its compiled form; the first call compiles.
+
+    On a GPU max-autotune replays CUDA graphs.
 
     Shapes are static (`dynamic=False`): each number of cameras and each length of the prompt is
     compiled anew, which a robot does once.
@@ -25,7 +27,8 @@ def compile_policy(policy: Any) -> None:
     # Weights become constants of the graph, so that linears get oneDNN's packed weights or a
     # template of their own. Without it max-autotune has next to nothing to choose from: 2.76 s
     # instead of 2.52 s a chunk (bfloat16, CPU time of one thread; eager 2.97 s). It costs memory.
-    torch._inductor.config.freezing = True
+    # A GPU's templates do not need it.
+    torch._inductor.config.freezing = device == "cpu"
     policy.model.sample_actions = torch.compile(
         policy.model.sample_actions, mode="max-autotune", dynamic=False
     )
@@ -42,7 +45,8 @@ def _fix_vision_mask(tower: Any) -> None:
     def forward(self: Any, pixel_values: Any, patch_attention_mask: Any = None) -> Any:
         batch, _, height, width = pixel_values.shape
         side = self.patch_size
-        mask = torch.ones((batch, height // side, width // side), dtype=torch.bool)
+        grid = (batch, height // side, width // side)
+        mask = torch.ones(grid, dtype=torch.bool, device=pixel_values.device)
         hidden = self.embeddings(pixel_values=pixel_values, patch_attention_mask=mask)
         hidden = self.encoder(inputs_embeds=hidden, attention_mask=None).last_hidden_state
         return BaseModelOutput(last_hidden_state=self.post_layernorm(hidden))

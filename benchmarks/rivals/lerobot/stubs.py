@@ -16,7 +16,7 @@ import types
 from typing import Any, ClassVar
 
 # Imported by LeRobot's package, never called by SmolVLA's inference.
-STAND_INS = ("torchvision", "torchcodec", "wandb", "rerun", "pynput")
+STAND_INS = ("torchvision", "torchcodec", "av", "wandb", "rerun", "pynput")
 
 # The SmolVLM2-500M-Video-Instruct configuration (sizes only), as its Hub `config.json` has it.
 SMOLVLM2_500M: dict[str, Any] = {
@@ -52,15 +52,26 @@ SMOLVLM2_500M: dict[str, Any] = {
 }
 
 
+class _Anything(type):
+    """Of classes whose every attribute is such a class (`av.logging.WARNING` as a default)."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _empty_class(name)
+
+
+def _empty_class(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _Anything(name, (), {"__init__": lambda self, *args, **kwargs: None})
+
+
 class _StandInModule(types.ModuleType):
     """A module whose every attribute is an empty class, so that `from x import Y` succeeds."""
 
     __path__: ClassVar[list[str]] = []
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        dummy = type(name, (), {"__init__": lambda self, *args, **kwargs: None})
+        dummy = _empty_class(name)
         setattr(self, name, dummy)
         return dummy
 
@@ -172,14 +183,16 @@ def fix_position_ids() -> None:
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
 
     def bucket(count: int, boundaries: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        fraction = torch.arange(count, dtype=torch.float32) * (1.0 / torch.tensor(count))
+        device = boundaries.device  # the weights'; a tensor of the CPU would end CUDA graphs
+        step = 1.0 / torch.tensor(count, device=device)
+        fraction = torch.arange(count, dtype=torch.float32, device=device) * step
         fraction = torch.clamp(fraction, max=1.0 - 1e-6).to(dtype)
         return torch.bucketize(fraction, boundaries, right=True)
 
     def forward(self: Any, pixel_values: Any, patch_attention_mask: Any) -> Any:
         embeddings = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
         side = self.num_patches_per_side
-        boundaries = torch.arange(1 / side, 1.0, 1 / side)
+        boundaries = torch.arange(1 / side, 1.0, 1 / side, device=pixel_values.device)
         _, rows, columns = patch_attention_mask.shape
         row_ids = bucket(rows, boundaries, pixel_values.dtype)
         column_ids = bucket(columns, boundaries, pixel_values.dtype)

@@ -6,8 +6,10 @@ Sends {"ready": {...}} once the policy is loaded, then answers one line per requ
     {"cmd": "inputs", "path": FILE.npz}                    the arrays that both sides are given
     {"cmd": "prepare", "cameras": n, "language": "max_length"|"longest"}   compile, warm up
     {"cmd": "run", "cameras": n, "language": "max_length"|"longest"}       one timed chunk
+    {"cmd": "burst", "lead_in": n, "calls": n, ...}        so many, the first ones not counted
     {"cmd": "stop"}
-With --compile the policy is compiled for every (cameras, language) that is prepared. Between
+With --compile the policy is compiled for every (cameras, language) that is prepared; --device cuda
+runs it on the GPU, where a run ends with the actions in the host's memory. Between
 requests it blocks in read(); OpenMP's threads sleep after a few milliseconds.
 """
 
@@ -22,7 +24,9 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[3]))  # the repository, for `benchmarks`
 
+from benchmarks.workers.burst import bursts, counted
 from benchmarks.workers.channel import memory_mib, open_channel, reset_peak, serve
+from benchmarks.workers.device_memory import DeviceMemory
 
 TOKENS = "observation.language.tokens"
 TOKEN_MASK = "observation.language.attention_mask"
@@ -70,11 +74,14 @@ class Stages:
 class Rival:
     """LeRobot's policy and the inputs that it is asked to run."""
 
-    def __init__(self, policy: Any, build: Any, compiled: bool) -> None:
+    def __init__(self, policy: Any, build: Any, compiled: bool, device: str) -> None:
         self.policy = policy
         self.build = build
-        # A clock inside the graph would break it, so a compiled policy has no stages.
-        self.stages = None if compiled else Stages(policy.model)
+        self.compiled = compiled
+        self.device = build.torch.device(device)
+        # A clock inside the graph would break it, so a compiled policy has no stages; on a GPU it
+        # would have to wait for the device each time.
+        self.stages = None if compiled or device == "cuda" else Stages(policy.model)
         self.arrays: dict[str, Any] = {}
 
     def inputs(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -87,10 +94,16 @@ class Rival:
     def prepare(self, request: dict[str, Any]) -> dict[str, Any]:
         """The first calls of a case, which compile what is to be compiled."""
         start = time.perf_counter()
-        self.run(request)
-        self.run(request)  # kernels chosen while compiling are loaded and warm
+        # Kernels chosen while compiling are loaded and warm after the second, graphs are recorded
+        # in the second and replayed in the third.
+        for _ in range(3 if self.device.type == "cuda" else 2):
+            self.run(request)
         answer = {"seconds": time.perf_counter() - start, "peak_rss_mib": memory_mib("VmHWM")}
         reset_peak()  # what compiling needed is not what running needs
+        if self.compiled and self.device.type == "cuda":
+            # Above 0 the compiler gave up CUDA graphs somewhere.
+            counters = self.build.torch._dynamo.utils.counters
+            answer["cudagraph_skips"] = int(counters["inductor"]["cudagraph_skips"])
         return answer
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -111,17 +124,20 @@ class Rival:
         if self.stages:
             self.stages.ms.clear()
         start = time.perf_counter()
-        batch = prepare_observation_for_inference(observation, torch.device("cpu"))
-        batch[TOKENS] = torch.from_numpy(tokens[:slots])[None]
-        batch[TOKEN_MASK] = mask
-        actions = self.policy.predict_action_chunk(batch, noise=noise)
+        batch = prepare_observation_for_inference(observation, self.device)
+        batch[TOKENS] = torch.from_numpy(tokens[:slots])[None].to(self.device)
+        batch[TOKEN_MASK] = mask.to(self.device)
+        actions = self.policy.predict_action_chunk(batch, noise=noise.to(self.device)).cpu()
         total = (time.perf_counter() - start) * 1e3
-        return {
+        answer = {
             "ms": total,
             "stages": self.stages.report(total) if self.stages else {},
             "actions": actions[0].float().tolist(),
             "peak_rss_mib": memory_mib("VmHWM"),
         }
+        if self.device.type == "cuda":
+            answer["allocated_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        return answer
 
 
 def main() -> None:
@@ -130,8 +146,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile, max-autotune")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     channel = open_channel()
+    memory = DeviceMemory()
     # OMP_WAIT_POLICY stays unset: libgomp then spins for a few milliseconds after a parallel
     # region and sleeps, which is its fastest setting here ("passive" made the rival 20 % slower).
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
@@ -139,11 +157,13 @@ def main() -> None:
     import build
 
     build.torch.set_num_threads(arguments.threads)
-    policy = build.load_policy(arguments.checkpoint, arguments.precision)
+    build.torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as ours
+    with memory.during():
+        policy = build.load_policy(arguments.checkpoint, arguments.precision, arguments.device)
     if arguments.compile:
         from compiled import compile_policy
 
-        compile_policy(policy)
+        compile_policy(policy, arguments.device)
     load_seconds = time.perf_counter() - start
     peak_load = memory_mib("VmHWM")
     ready = {
@@ -153,11 +173,14 @@ def main() -> None:
         "load_seconds": load_seconds,
         "rss_after_load_mib": memory_mib("VmRSS"),
         "peak_rss_load_mib": peak_load,
+        "info": {"device": arguments.device},
+        "device_mib": memory.own_mib,
         "peak_is_of_inference_only": reset_peak(),
     }
-    rival = Rival(policy, build, arguments.compile)
-    handlers = {"inputs": rival.inputs, "prepare": rival.prepare, "run": rival.run}
-    serve(channel, ready, handlers)
+    rival = Rival(policy, build, arguments.compile, arguments.device)
+    run = counted(rival.run, memory)
+    serve(channel, ready, {"inputs": rival.inputs, "prepare": counted(rival.prepare, memory),
+                           "run": run, "burst": bursts(run)})  # fmt: skip
 
 
 if __name__ == "__main__":

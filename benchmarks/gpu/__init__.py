@@ -1,0 +1,1 @@
+"""Benchmarks on a GPU; unlike those on the CPU they need torch."""
