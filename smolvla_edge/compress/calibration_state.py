@@ -64,11 +64,14 @@ def restore(path: Path, what: str, tallies: Mapping[str, Tally], random: Any) ->
             found = file.metadata() or {}
             if found.get(_IDENTITY) != what:
                 return 0
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = file.get_tensor(_RANDOM)
+            kept = {
+                key: {name: file.get_tensor(f"{key}.{name}") for name in tally.state()}
+                for key, tally in tallies.items()
+            }
     except (OSError, SafetensorError):  # there is none, or it is broken
         return 0
-    random.set_state(tensors[_RANDOM])
+    random.set_state(state)
     for key, tally in tallies.items():
-        names = tally.state()
-        tally.restore({name: tensors[f"{key}.{name}"] for name in names})
+        tally.restore(kept[key])
     return int(found[_NUMBER])

@@ -45,7 +45,7 @@ _STEP = "out.x_t.after_step"
 
 
 class Subject:
-    """A policy that is measured, on the native engine, with the exact plan.
+    """A policy that is measured, on the native engine's CPU kernels, with the exact plan.
 
     compute: the arithmetic in place of the source's own. Raises what loading raises.
     """
@@ -56,7 +56,7 @@ class Subject:
         self.source = source
         self._engine = open_backend(
             source.model, source.tensors, source.contract,
-            threads=threads, compute=compute or source.compute,
+            device="cpu", threads=threads, compute=compute or source.compute,
         )  # fmt: skip
         self.policy = Policy(source, self._engine, Plan.exact(source.model.num_steps))
 

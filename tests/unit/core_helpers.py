@@ -19,7 +19,9 @@ def tensors_of(source) -> list[tuple]:
     ]
 
 
-def make(source, *, tensors=None, stats=None, threads=1, isa="", packed=None, **config):
+def make(
+    source, *, tensors=None, stats=None, threads=1, isa="", packed=None, device="cpu", **config
+):
     return _core.Engine(
         {**source.model.to_dict(), **config},
         tensors_of(source) if tensors is None else tensors,
@@ -27,6 +29,7 @@ def make(source, *, tensors=None, stats=None, threads=1, isa="", packed=None, **
         threads,
         isa,
         packed=packed,
+        device=device,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from smolvla_edge import _core
 from smolvla_edge.codes import (
     GROUP_SIZES,
     CodeFormat,
@@ -21,6 +22,7 @@ from smolvla_edge.compress.recipe import RECIPES, find_recipe, parse_recipe
 from smolvla_edge.compress.scales import least_squares
 from smolvla_edge.errors import QuantizationError
 
+ISAS = list(dict.fromkeys(row["isa"] for row in _core.kernel_table() if row["supported"]))
 FORMATS = [CodeFormat(8), *(CodeFormat(4, size) for size in GROUP_SIZES)]
 
 
@@ -101,6 +103,23 @@ class TestFormats:
         assert stacked_with("vision.layers.0.mlp.up.weight", ()) == "vision.layers.0.mlp.up"
 
 
+def awkward_rows(random) -> np.ndarray:
+    """float32 [1010, 300]: where one rounding more in 127 / max |x| changes a code (about one
+    element in ten thousand), ties, tiny rows, rows that are not finite."""
+    x = random.standard_normal((1000, 300)) * np.exp2(random.integers(-60, 60, (1000, 1)))
+    halves = (np.arange(300) % 254 - 127) + 0.5
+    halves[0] = 127
+    odd = np.stack(
+        [halves, -halves, halves / 3, 0 * halves, halves * 2.0**-108, halves * 2.0**-106]
+        + [np.where(np.arange(300) == 7, bad, halves) for bad in (np.nan, np.inf, -np.inf, 1e38)]
+    )
+    return np.concatenate([x, odd]).astype(np.float32)
+
+
+def product(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return codes.astype(np.float32) * scales[:, None]
+
+
 class TestRows:
     def test_a_row_keeps_its_largest_value(self, random):
         x = random.standard_normal((20, 300)).astype(np.float32) * 5
@@ -112,15 +131,35 @@ class TestRows:
         codes, scales = round_rows(np.array([[0, 0], [1e-38, 0]], np.float32))
         assert not codes.any() and not scales.any()
 
+    def test_a_row_that_is_not_finite(self):
+        x = np.array([[1, np.nan], [np.inf, 2], [1, -2]], np.float32)
+        codes, scales = round_rows(x)
+        assert codes.tolist() == [[0, 0], [0, 0], [64, -127]]
+        assert np.isnan(scales).tolist() == [True, True, False]
+
+    # One definition, which everything that rounds is held to in every bit. Elsewhere: the CUDA
+    # kernel in tests/cuda/test_cuda_round_rows.cpp, Triton's in test_interpreted_linears.py.
     def test_the_reference_model_rounds_alike(self, random):
         torch = pytest.importorskip("torch")
         from smolvla_edge.model.layers import round_rows as reference
 
-        x = random.standard_normal((6, 50)).astype(np.float32)
-        x[2] = 0
-        codes, scales = round_rows(x)
-        want = codes.astype(np.float32) * scales[:, None]
-        assert np.array_equal(reference(torch.from_numpy(x)).numpy(), want)
+        x = awkward_rows(random)
+        want = product(*round_rows(x))
+        assert np.array_equal(reference(torch.from_numpy(x)).numpy(), want, equal_nan=True)
+
+    @pytest.mark.parametrize("isa", ISAS)
+    def test_the_kernels_round_alike(self, isa, random, tmp_path):
+        """Through a weight of codes that is the identity, under scales of 1."""
+        x = awkward_rows(random)
+        columns = x.shape[1]
+        file = tmp_path / "identity"
+        identity = np.eye(columns, dtype=np.int8).tobytes()
+        file.write_bytes(identity + np.ones(columns, np.float32).tobytes())
+        ops = _core.CpuOps(1, isa, "float32")
+        weight = ops.load_codes(str(file), "I8", columns, columns, 1)
+        got = np.empty_like(x)
+        ops.linear(ops.make_activation(x), weight, got)
+        assert np.array_equal(got, product(*round_rows(x)), equal_nan=True)
 
 
 class TestGptq:

@@ -49,7 +49,6 @@ from tools.demo_policy.tables import (
 )
 
 Change = Callable[[str, np.ndarray], np.ndarray]
-RECIPES_PLAYED = tables.RECIPES
 OBSERVATIONS = 256
 
 
@@ -128,7 +127,7 @@ def sides(
             add(executing(count, count_of_its_own), n_action_steps=count)
     for steps in DENOISE_STEPS:
         add(denoising(steps), plan=f"steps={steps}")
-    for recipe in () if data is None else RECIPES_PLAYED:
+    for recipe in () if data is None else tables.RECIPES:
         folder = fitted(policy, scratch / recipe, recipe, str(data))
         add(bundle_of(recipe), policy=str(folder))
     for bits in BITS:
