@@ -6,6 +6,7 @@
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
 #   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
+#   make gpu       on a GPU: build, tests, sanitizer, benchmarks, in parts of under 10 minutes
 #   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
@@ -22,12 +23,14 @@ BENCH_ARGS ?=
 FUZZ_SECONDS ?= 300
 .DEFAULT_GOAL := help
 
-SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE $(shell find smolvla_edge csrc \
+SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE NOTICE $(shell find smolvla_edge csrc kernels \
 	-type f -not -name '*.so' -not -name '*.pyc')
 PIP = bin/python -m pip --disable-pip-version-check --quiet
 # The build's tools come from PyPI, pinned: no isolated build environment, so that a rebuild is
 # incremental and needs no network.
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
+# A plain `pip install .` compiles the CUDA backend where it finds nvcc: minutes that these do not need.
+CPU_ONLY := -C cmake.define.SMOLVLA_CUDA=OFF
 
 .PHONY: help demo test test-cpp fuzz bench bench-ops bench-micro bench-precision lint clean
 .PHONY: prerequisites
@@ -56,7 +59,7 @@ prerequisites:
 	@echo 'installing smolvla-edge into .venv-demo (compiles the C++ core) ...'
 	.venv-demo/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-demo/bin:$$PATH" .venv-demo/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt '.[viz,sim]'
+		$(CPU_ONLY) --constraint constraints.txt '.[viz,sim]'
 	@touch $@
 
 # Without EGL the demo runs on recorded frames, so what cannot be installed is no error here.
@@ -72,46 +75,77 @@ gl:
 		2>/dev/null || tools/install_gl.sh $(GL_PACKAGES)
 
 # --- test: the wheel, installed, with torch as the reference --------------------------------------
-# torch first and alone: its build (with or without CUDA) is the default of this machine's pip.
+# torch first and alone: its build (with or without CUDA) is the default of this machine's pip. Then
+# Triton, unless torch brought its own.
 .venv-test/torch.stamp: .venv-test/venv.stamp
 	@echo 'installing torch into .venv-test ...'
 	.venv-test/$(PIP) install torch==2.13.0
+	.venv-test/bin/python -c 'import triton' 2>/dev/null || \
+		.venv-test/$(PIP) install 'triton==3.9.0 ; python_version >= "3.11"'
 	@touch $@
 
-.venv-test/installed.stamp: .venv-test/torch.stamp $(SOURCES) | gl
-	@echo 'installing smolvla-edge into .venv-test (compiles the C++ core) ...'
+# Beside torch's own packages of CUDA, if it has any: nvcc. The disassembler is Triton's.
+CUDA_TOOLS := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime nvidia-cuda-cccl
+
+.venv-test/cuda.stamp: .venv-test/torch.stamp constraints.txt
+	@echo 'installing nvcc into .venv-test (300 MB) ...'
+	.venv-test/$(PIP) install --constraint constraints.txt $(CUDA_TOOLS)
+	@touch $@
+
+# With the CUDA backend for one architecture (and its PTX for later ones), so that all tests run on a
+# build that finds no driver. LIBRARY_PATH: NVIDIA's packages have no lib64, where their nvcc looks.
+.venv-test/installed.stamp: .venv-test/torch.stamp .venv-test/cuda.stamp $(SOURCES) | gl
+	@echo 'installing smolvla-edge into .venv-test (compiles the C++ core and its CUDA kernels) ...'
 	.venv-test/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
-	PATH="$(CURDIR)/.venv-test/bin:$$PATH" .venv-test/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt '.[torch,viz,data,sim,ray,quant,test]'
+	cuda=$$(echo "$(CURDIR)"/.venv-test/lib/python3*/site-packages/nvidia/cu13) && \
+		PATH="$(CURDIR)/.venv-test/bin:$$cuda/bin:$$PATH" LIBRARY_PATH="$$cuda/lib" \
+		.venv-test/$(PIP) install --no-build-isolation --constraint constraints.txt \
+		-C cmake.define.SMOLVLA_CUDA=ON -C cmake.define.SMOLVLA_CUDA_ARCHS=80 \
+		'.[torch,viz,data,sim,ray,quant,test]'
 	@touch $@
 
-# Not `python -m pytest`, which would put this directory, without the compiled core, first.
-test: .venv-test/installed.stamp test-cpp
-	.venv-test/bin/pytest $(PYTEST_ARGS)
+# Not `python -m pytest`, which would put this directory, without the compiled core, first. The tests
+# of the GPU run twice: skipped without one, and on the emulator.
+test: .venv-test/installed.stamp test-cpp build/emulated/made.stamp
+	SMOLVLA_REQUIRE_NVCC=1 .venv-test/bin/pytest $(IN_TWO) $(PYTEST_ARGS)
+	.venv-test/bin/pytest $(IN_TWO) tests/gpu --emulated build/emulated
+IN_TWO := -n 2 --dist loadfile  # processes, each with whole files; -n 0 in PYTEST_ARGS: in this one
+
+# The extension with the CUDA sources compiled for the emulator (tests/cuda). Never installed.
+.PHONY: build/emulated
+build/emulated: build/emulated/made.stamp
+build/emulated/made.stamp: .venv-test/installed.stamp $(wildcard tests/cuda/*.cpp tests/cuda/emulator/*)
+	.venv-test/bin/cmake -S . -B build/emulated -G Ninja -DSMOLVLA_CUDA=EMULATED \
+		-DSMOLVLA_WERROR=ON -DPython_EXECUTABLE="$(CURDIR)/.venv-test/bin/python" \
+		-Dpybind11_DIR="$$(.venv-test/bin/python -m pybind11 --cmakedir)" \
+		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" >/dev/null
+	.venv-test/bin/cmake --build build/emulated --target _core
+	@touch $@
 
 # Addresses and undefined behaviour in all of them; races in those that have threads.
 test-cpp: .venv-test/installed.stamp
 	$(CMAKE_TESTS) -B build/cpp-tests -DSMOLVLA_SANITIZE=ON \
 		-DSMOLVLA_EXPECT_ISAS="$$(.venv-test/bin/python tests/unit/expected_isas.py)" >/dev/null
 	.venv-test/bin/cmake --build build/cpp-tests
-	.venv-test/bin/ctest --test-dir build/cpp-tests --output-on-failure
+	.venv-test/bin/ctest --test-dir build/cpp-tests --output-on-failure -j 2
 	$(CMAKE_TESTS) -B build/cpp-races -DSMOLVLA_SANITIZE=thread >/dev/null
-	.venv-test/bin/cmake --build build/cpp-races --target test_threads test_engine
-	.venv-test/bin/ctest --test-dir build/cpp-races --output-on-failure -R '^(threads|engine)$$'
+	.venv-test/bin/cmake --build build/cpp-races --target $(RACES:%=test_%)
+	.venv-test/bin/ctest --test-dir build/cpp-races --output-on-failure -j 2 -R '^(cuda_races_.*|$(subst $() ,|,$(RACES)))$$'
+RACES := threads engine cuda_races cuda_linear cuda_attention cuda_rows cuda_image cuda_memory
 
 CMAKE_TESTS = .venv-test/bin/cmake -S . -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
-	-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja"
+	-DSMOLVLA_CUDA=OFF -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja"
 
 # --- fuzz: Python targets with atheris, the C++ core with libFuzzer ---------------------------------
 .venv-fuzz/installed.stamp: .venv-fuzz/venv.stamp $(SOURCES)
 	@echo 'installing smolvla-edge into .venv-fuzz (compiles the C++ core) ...'
 	.venv-fuzz/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) atheris
 	PATH="$(CURDIR)/.venv-fuzz/bin:$$PATH" .venv-fuzz/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt .
+		$(CPU_ONLY) --constraint constraints.txt .
 	@touch $@
 
 fuzz: .venv-fuzz/installed.stamp
-	clang=$$(tests/fuzz/clang.sh) && .venv-fuzz/bin/cmake -S . -B build/fuzz-cpp -G Ninja \
+	clang=$$(tests/fuzz/clang.sh) && .venv-fuzz/bin/cmake -S . -B build/fuzz-cpp -G Ninja -DSMOLVLA_CUDA=OFF \
 		-DSMOLVLA_FUZZ=ON -DSMOLVLA_PYTHON=OFF -DCMAKE_CXX_COMPILER="$$clang" \
 		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-fuzz/bin/ninja" >/dev/null
 	.venv-fuzz/bin/cmake --build build/fuzz-cpp
@@ -123,7 +157,7 @@ fuzz: .venv-fuzz/installed.stamp
 	@echo 'installing smolvla-edge into .venv-bench (compiles the C++ core) ...'
 	.venv-bench/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) pytest pytest-benchmark
 	PATH="$(CURDIR)/.venv-bench/bin:$$PATH" .venv-bench/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt --editable .
+		$(CPU_ONLY) --constraint constraints.txt --editable .
 	@touch $@
 
 # The rivals have environments of their own (torch, transformers, ONNX Runtime). Without LeRobot:
@@ -148,9 +182,21 @@ bench-micro: .venv-bench/installed.stamp
 bench-precision: .venv-bench/installed.stamp $(LEROBOT)
 	.venv-bench/bin/python -m benchmarks.precision $(BENCH_ARGS)
 
+# --- gpu: everything that needs one; on a machine without a network: tools/gpu/README.md ------------
+.PHONY: gpu
+.venv-gpu/installed.stamp: .venv-gpu/venv.stamp constraints.txt pyproject.toml
+	@echo 'installing torch and what tests and benchmarks need into .venv-gpu ...'
+	.venv-gpu/$(PIP) install torch==2.13.0
+	.venv-gpu/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS) numpy safetensors \
+		tokenizers typer rich pytest pytest-benchmark bitsandbytes pyarrow av pillow
+	@touch $@
+
+gpu: .venv-gpu/installed.stamp $(LEROBOT)
+	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" .venv-gpu/bin/python -m tools.gpu.run $(GPU_ARGS)
+
 # --- wheel: dist/ -----------------------------------------------------------------------------------
 .PHONY: wheel test-wheel
-PACKAGED := $(SOURCES) HACKING.md $(wildcard docs/*.md licenses/* tools/wheel/*)
+PACKAGED := $(SOURCES) HACKING.md $(wildcard docs/*.md docs/pictures/*.svg licenses/* tools/wheel/*)
 
 .venv-wheel/installed.stamp: .venv-wheel/venv.stamp
 	@echo 'installing the tools that build wheels into .venv-wheel ...'
@@ -202,7 +248,7 @@ build/aarch64/cpp.stamp: .venv-wheel/installed.stamp $(SOURCES) $(wildcard tests
 		$(AARCH64_SCRIPTS) | aarch64-tools
 	@echo 'building the C++ tests for aarch64 ...'
 	.venv-wheel/bin/cmake -S . -B build/aarch64/cpp -G Ninja -DSMOLVLA_TESTS=ON \
-		-DSMOLVLA_PYTHON=OFF -DCMAKE_TOOLCHAIN_FILE="$(CURDIR)/tools/aarch64/toolchain.cmake" \
+		-DSMOLVLA_PYTHON=OFF -DSMOLVLA_CUDA=OFF -DCMAKE_TOOLCHAIN_FILE="$(CURDIR)/tools/aarch64/toolchain.cmake" \
 		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-wheel/bin/ninja" >/dev/null
 	.venv-wheel/bin/cmake --build build/aarch64/cpp
 	@touch $@
@@ -222,7 +268,7 @@ SHIPPED := smolvla_edge/assets/demo_policy
 	.venv-train/$(PIP) install torch==2.13.0
 	.venv-train/$(PIP) install --constraint constraints.txt $(BUILD_TOOLS)
 	PATH="$(CURDIR)/.venv-train/bin:$$PATH" .venv-train/$(PIP) install --no-build-isolation \
-		--constraint constraints.txt --editable '.[torch,data,sim,viz]'
+		$(CPU_ONLY) --constraint constraints.txt --editable '.[torch,data,sim,viz]'
 	@touch $@
 
 demo-policy: .venv-train/installed.stamp
@@ -270,9 +316,11 @@ lint: .venv-lint/installed.stamp
 	.venv-lint/bin/ruff format --check .
 	.venv-lint/bin/mypy
 ifneq ($(wildcard .clang-format),)
-	find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.inl' | \
+	find csrc tests/cpp tests/cuda tests/compile -name '*.h' -o -name '*.cpp' -o -name '*.inl' \
+		-o -name '*.cu' -o -name '*.cuh' | \
 		xargs .venv-lint/bin/clang-format --dry-run --Werror
 endif
 
 clean:
-	rm -rf .venv-demo .venv-train .venv-test .venv-fuzz .venv-bench .venv-wheel .venv-lint build dist
+	rm -rf .venv-demo .venv-train .venv-test .venv-fuzz .venv-bench .venv-gpu .venv-wheel .venv-lint \
+		build dist

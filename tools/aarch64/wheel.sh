@@ -18,6 +18,6 @@ mkdir -p "$dir/wheel"
 "$here/venv.sh" "$dir" "$dir/venv-build"
 "$dir/venv-build/bin/pip" install --quiet scikit-build-core pybind11
 "$dir/venv-build/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$dir/wheel" \
-    dist/*.tar.gz >"$dir/wheel/log" 2>&1 || { cat "$dir/wheel/log" >&2; exit 1; }
+    -C cmake.define.SMOLVLA_CUDA=OFF dist/*.tar.gz >"$dir/wheel/log" 2>&1 || { cat "$dir/wheel/log" >&2; exit 1; }
 auditwheel repair --zip-compression-level 9 --wheel-dir dist "$dir"/wheel/*.whl 2>>"$dir/wheel/log"
 python tools/wheel/check.py dist/*.tar.gz dist/*_aarch64.whl

@@ -16,7 +16,8 @@ export SOURCE_DATE_EPOCH
 
 rm -rf build/wheel dist/*.tar.gz "dist/"*"_$(uname -m).whl"
 mkdir -p build/wheel dist
-python -m build --no-isolation --outdir build/wheel . >build/wheel/log 2>&1 ||
+# Kernels for one GPU belong into a wheel of their own (tools/gpu).
+python -m build --no-isolation -C cmake.define.SMOLVLA_CUDA=OFF --outdir build/wheel . >build/wheel/log 2>&1 ||
     { cat build/wheel/log >&2; exit 1; }
 mv build/wheel/*.tar.gz dist/
 auditwheel repair --zip-compression-level 9 --wheel-dir dist build/wheel/*.whl 2>>build/wheel/log

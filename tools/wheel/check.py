@@ -24,7 +24,8 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 from elftools.elf.sections import SymbolTableSection
 
 MIB = 1 << 20
-MAX_SDIST, MAX_WHEEL = 2 * MIB, 3 * MIB
+# The demo's policy is 10 MB of bfloat16, which no compression makes smaller.
+MAX_SDIST, MAX_WHEEL = 11 * MIB, 12 * MIB
 # What `pip install` of a source distribution needs: all of it, and nothing else that git tracks.
 SDIST_FOLDERS = ("csrc/", "licenses/", "smolvla_edge/")
 SDIST_FILES = ("CMakeLists.txt", "HACKING.md", "LICENSE", "NOTICE", "README.md", "pyproject.toml")
@@ -53,7 +54,7 @@ def check_sdist(path: Path) -> set[str]:
         for name in listed.stdout.splitlines()
         if name.startswith(SDIST_FOLDERS)
         or name in SDIST_FILES
-        or (name.startswith("docs/") and name.endswith(".md"))
+        or (name.startswith("docs/") and name.endswith((".md", ".svg")))
     }
     with tarfile.open(path) as tar:
         members = tar.getmembers()
