@@ -17,28 +17,38 @@ from smolvla_edge.errors import PlanError
 SOLVERS = ("euler", "ab2")
 PARTS = ("vision", "vlm", "expert")
 MAX_STEPS = 1000
+MAX_COUNT = 1_000_000
 
 
 @dataclass(frozen=True)
 class Cache:
     """Reuse of visual tokens between frames that hardly differ.
 
-    threshold: largest patch change that still counts as "the same".  keyframe_every: calls between
-    full recomputations.  max_age: calls a token may be reused.  cameras: names, None for all.
+    A block is what becomes one token: scale_factor x scale_factor patches.
+
+    threshold: largest change of a block that still counts as "the same": the mean absolute
+    difference of a patch's pixels, of frames in [0, 1], in the patch that changed most. With 0 the
+    cache is exact: an identical frame reuses everything, any other none.  keyframe_every: calls
+    from one full computation to the next.  max_age: calls a block may be reused.  cameras: names,
+    None for all.  dilate: blocks around a changed one that are computed with it.  check: unchanged
+    blocks computed in each call, to see how far the reused ones are off.
     """
 
     threshold: float
     keyframe_every: int
     max_age: int
     cameras: tuple[str, ...] | None = None
+    dilate: int = 1
+    check: int = 1
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not self.threshold >= 0:
             raise PlanError(f"cache.threshold must be a number >= 0, got {self.threshold!r}")
-        for name in ("keyframe_every", "max_age"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+        for name, least in (("keyframe_every", 1), ("max_age", 1), ("dilate", 0), ("check", 0)):
+            if not _is_count(getattr(self, name), least):
                 raise PlanError(
-                    f"cache.{name} must be an integer >= 1, got {getattr(self, name)!r}"
+                    f"cache.{name} must be an integer from {least} to {MAX_COUNT}, "
+                    f"got {getattr(self, name)!r}"
                 )
         if self.cameras is not None:
             names = _tuple(self.cameras, "cache.cameras")
@@ -49,20 +59,37 @@ class Cache:
 
 @dataclass(frozen=True)
 class Skip:
-    """Layers left out, by part; indices as in the checkpoint, strictly increasing."""
+    """Layers left out, by part; indices as in the checkpoint, strictly increasing.
+
+    A skipped layer of the language model still gives its keys and values to the expert. reuse: for
+    every evaluation of the velocity (as many as steps, or none at all) the expert's layers that are
+    not computed in it, but add what they added when they last ran (after DeepCache, Ma et al.
+    2023); none in the first.
+    """
 
     vision: tuple[int, ...] = ()
     vlm: tuple[int, ...] = ()
     expert: tuple[int, ...] = ()
+    reuse: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for part in PARTS:
-            layers = _tuple(getattr(self, part), f"skip.{part}")
-            if not all(type(layer) is int and layer >= 0 for layer in layers):
-                raise PlanError(f"skip.{part} must be layer indices >= 0, got {layers!r}")
-            if list(layers) != sorted(set(layers)):
-                raise PlanError(f"skip.{part} must be strictly increasing, got {layers!r}")
-            object.__setattr__(self, part, layers)
+            object.__setattr__(self, part, _layers(getattr(self, part), f"skip.{part}"))
+        reuse = tuple(
+            _layers(layers, f"skip.reuse[{k}]")
+            for k, layers in enumerate(_tuple(self.reuse, "skip.reuse"))
+        )
+        if reuse and reuse[0]:
+            raise PlanError(f"skip.reuse[0] must be empty: nothing ran before; got {reuse[0]!r}")
+        both = sorted(set(self.expert) & set().union(*reuse))
+        if both:
+            raise PlanError(f"skip.reuse names layers that skip.expert leaves out: {both}")
+        object.__setattr__(self, "reuse", reuse)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, every field present."""
+        parts: dict[str, Any] = {part: list(getattr(self, part)) for part in PARTS}
+        return {**parts, "reuse": [list(layers) for layers in self.reuse]}
 
 
 @dataclass(frozen=True)
@@ -72,7 +99,11 @@ class Plan:
     steps: denoising steps.  solver: "euler" or "ab2".  schedule: the times of the steps from 1 down
     to 0, `steps + 1` of them, None for equal steps.  horizon: compute only the first rows of the
     chunk (exact: the expert is causal), None for all.  skip: a Skip or a mapping {"vlm": (14, 15)}.
-    warm_start: start the flow at this time from the previous chunk instead of from noise.
+    warm_start: start the flow at this time in (0, 1) from the rest of the previous chunk, where
+    there is one, and noise: x = time * noise + (1 - time) * rest; all times shrink with it.
+    adaptive: (high, low), cosines between the velocities at the start and half way: above high one
+    more step ends the flow, above low three, below it half of `steps`.  stop: end the flow when two
+    successive estimates of the chunk, x - t v, differ by no more (normalised units).
     late_state: compute the prefix before the state is read.
     """
 
@@ -83,6 +114,8 @@ class Plan:
     skip: Skip = field(default_factory=Skip)
     cache: Cache | None = None
     warm_start: float | None = None
+    adaptive: tuple[float, float] | None = None
+    stop: float | None = None
     late_state: bool = False
 
     def __post_init__(self) -> None:
@@ -104,7 +137,38 @@ class Plan:
             object.__setattr__(self, "skip", _from_mapping(Skip, self.skip, "skip"))
         elif not isinstance(self.skip, Skip):
             raise PlanError(f"skip must be a Skip or a mapping of {PARTS}, got {self.skip!r}")
+        if self.skip.reuse and len(self.skip.reuse) != self.steps:
+            raise PlanError(
+                f"skip.reuse must have an entry for each of {self.steps} steps, got "
+                f"{len(self.skip.reuse)}"
+            )
+        if self.stop is not None and not (_is_number(self.stop) and self.stop >= 0):
+            raise PlanError(f"stop must be None or a number >= 0, got {self.stop!r}")
         self._check_schedule()
+        self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
+        if self.adaptive is None:
+            return
+        cosines = _tuple(self.adaptive, "adaptive")
+        if not (
+            len(cosines) == 2
+            and all(_is_number(cosine) for cosine in cosines)
+            and 1 >= cosines[0] >= cosines[1] >= -1
+        ):
+            raise PlanError(
+                f"adaptive must be two cosines, 1 >= high >= low >= -1, got {self.adaptive!r}"
+            )
+        others = {
+            "schedule": self.schedule is not None,
+            "solver": self.solver != "euler",
+            "stop": self.stop is not None,
+            "skip.reuse": bool(self.skip.reuse),
+        }
+        clash = [name for name, given in others.items() if given]
+        if clash:
+            raise PlanError(f"adaptive chooses the steps itself; remove {', '.join(clash)}")
+        object.__setattr__(self, "adaptive", (float(cosines[0]), float(cosines[1])))
 
     def _check_schedule(self) -> None:
         if self.schedule is None:
@@ -158,7 +222,8 @@ class Plan:
         """Plain JSON types, every field present."""
         result: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         result["schedule"] = None if self.schedule is None else list(self.schedule)
-        result["skip"] = {part: list(getattr(self.skip, part)) for part in PARTS}
+        result["adaptive"] = None if self.adaptive is None else list(self.adaptive)
+        result["skip"] = self.skip.to_json()
         if self.cache is not None:
             result["cache"] = {item.name: getattr(self.cache, item.name) for item in fields(Cache)}
             if self.cache.cameras is not None:
@@ -197,6 +262,19 @@ def _from_mapping(kind: type, data: object, where: str) -> Any:
 
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and value == value and abs(value) != float("inf")  # type: ignore[arg-type]
+
+
+def _is_count(value: object, least: int) -> bool:
+    return type(value) is int and least <= value <= MAX_COUNT
+
+
+def _layers(value: object, where: str) -> tuple[int, ...]:
+    layers = _tuple(value, where)
+    if not all(_is_count(layer, 0) for layer in layers):
+        raise PlanError(f"{where} must be layer indices >= 0, got {layers!r:.80}")
+    if list(layers) != sorted(set(layers)):
+        raise PlanError(f"{where} must be strictly increasing, got {layers!r:.80}")
+    return layers
 
 
 def _tuple(value: object, where: str) -> tuple[Any, ...]:

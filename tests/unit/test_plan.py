@@ -18,11 +18,13 @@ RICH = Plan(
     solver="ab2",
     schedule=(1.0, 0.7, 0.4, 0.2, 0.0),
     horizon=10,
-    skip=Skip(vlm=(14, 15)),
+    skip=Skip(vlm=(14, 15), reuse=((), (3,), (), (3, 5))),
     cache=Cache(0.1, 5, 3, ("observation.images.top",)),
     warm_start=0.5,
+    stop=0.01,
     late_state=True,
 )
+ADAPTIVE = Plan(adaptive=(0.99, 0.9), warm_start=0.5)
 
 
 class TestValues:
@@ -52,6 +54,19 @@ class TestValues:
             ("warm_start", 1.0),
             ("warm_start", float("nan")),
             ("late_state", 1),
+            ("stop", -0.1),
+            ("stop", float("nan")),
+            ("adaptive", (0.9,)),
+            ("adaptive", (0.5, 0.9)),
+            ("adaptive", (1.1, 0.9)),
+            ("adaptive", (0.9, -1.1)),
+            ("adaptive", 0.9),
+            ("skip", {"reuse": [[], [2]]}),
+            ("skip", {"reuse": [[2]] + [[]] * 9}),
+            ("skip", {"reuse": [[], [3, 3]] + [[]] * 8}),
+            ("skip", {"reuse": [[], 3] + [[]] * 8}),
+            ("skip", {"expert": (3,), "reuse": [[], [3]] + [[]] * 8}),
+            ("skip", {"vlm": (2**70,)}),
         ],
     )
     def test_refused(self, field: str, value: Any) -> None:
@@ -75,6 +90,24 @@ class TestValues:
         with pytest.raises(PlanError, match=r"cache\.cameras"):
             Cache(0.1, 1, 1, (3,))  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("value", [{"dilate": -1}, {"dilate": 1.0}, {"check": -1}])
+    def test_cache_by_name(self, value: dict[str, Any]) -> None:
+        with pytest.raises(PlanError, match=rf"cache\.{next(iter(value))}"):
+            Cache(0.1, 1, 1, **value)
+
+    @pytest.mark.parametrize(
+        "field, value",
+        [
+            ("schedule", RICH.schedule),
+            ("solver", "ab2"),
+            ("stop", 0.1),
+            ("skip", RICH.skip),
+        ],
+    )
+    def test_adaptive_chooses_alone(self, field: str, value: Any) -> None:
+        with pytest.raises(PlanError, match=f"remove .*{field}"):
+            Plan(steps=4, adaptive=(0.9, 0.5), **{field: value})
+
     def test_hashable_and_frozen(self) -> None:
         assert len({RICH, dataclasses.replace(RICH), Plan()}) == 2
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -94,8 +127,11 @@ class TestExact:
         assert Plan(steps=10, horizon=3).is_exact(10)
 
     def test_nothing_else_does(self) -> None:
-        for name in ("solver", "skip", "cache", "warm_start", "late_state"):
+        for name in ("solver", "cache", "warm_start", "stop", "late_state"):
             assert not dataclasses.replace(Plan(), **{name: getattr(RICH, name)}).is_exact(10)
+        for skip in (Skip(vision=(1,)), Skip(expert=(1,)), Skip(reuse=((), (1,), *((),) * 8))):
+            assert not Plan(skip=skip).is_exact(10)
+        assert not Plan(adaptive=(0.9, 0.5)).is_exact(10)
 
     def test_rows(self) -> None:
         assert Plan().rows(50) == 50
@@ -109,7 +145,8 @@ class TestRequire:
         for field in dataclasses.fields(Plan):
             if field.name == "steps" or field.name == "schedule":
                 continue
-            plan = dataclasses.replace(Plan(), **{field.name: getattr(RICH, field.name)})
+            rich = ADAPTIVE if field.name == "adaptive" else RICH
+            plan = dataclasses.replace(Plan(steps=4), **{field.name: getattr(rich, field.name)})
             plan.require({field.name}, "native")
             with pytest.raises(PlanError, match=rf"native backend .* not {field.name}="):
                 plan.require((), "native")
@@ -119,7 +156,7 @@ class TestRequire:
 
 
 class TestJson:
-    @pytest.mark.parametrize("plan", [Plan(), RICH, Plan(cache=Cache(0, 1, 1))])
+    @pytest.mark.parametrize("plan", [Plan(), RICH, ADAPTIVE, Plan(cache=Cache(0, 1, 1, dilate=0))])
     def test_round_trip(self, plan: Plan) -> None:
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
