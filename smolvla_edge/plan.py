@@ -29,8 +29,8 @@ class Cache:
     threshold: largest change of a block that still counts as "the same": the mean absolute
     difference of a patch's pixels, of frames in [0, 1], in the patch that changed most. With 0 the
     cache is exact: an identical frame reuses everything, any other none.  keyframe_every: calls
-    from one full computation to the next.  max_age: calls a block may be reused.  cameras: names,
-    None for all.  dilate: blocks around a changed one that are computed with it.  check: unchanged
+    from one full computation to the next.  max_age: the same of a block.  cameras: names, None for
+    all.  dilate: blocks around a changed one that are computed with it.  check: unchanged
     blocks computed in each call, to see how far the reused ones are off.
     """
 

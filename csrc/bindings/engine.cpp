@@ -69,11 +69,11 @@ std::unique_ptr<BoundEngine> make_engine(const py::dict& config,
 py::array_t<float> sample_actions(BoundEngine& e, const py::object& pixels,
                                   const py::object& camera_mask, const py::object& tokens,
                                   const py::object& token_mask, const py::object& state,
-                                  const py::object& noise, int steps, int horizon,
-                                  const py::object& rtc) {
+                                  const py::object& noise, const py::dict& plan,
+                                  const py::object& rtc, const py::object& rest) {
     const SampleArguments in(e, pixels, camera_mask, tokens, token_mask, state);
-    const FlowArguments flow(e, noise, steps, horizon, rtc);
-    py::array_t<float> out({horizon, e.config().max_action_dim});
+    const FlowArguments flow(e, noise, plan, rtc, rest);
+    py::array_t<float> out({flow.flow.plan.rows, e.config().max_action_dim});
     float* to = out.mutable_data();
     GilRelease release;
     e.sample_actions(in.model, flow.flow, to, nullptr);
@@ -82,10 +82,11 @@ py::array_t<float> sample_actions(BoundEngine& e, const py::object& pixels,
 
 py::dict trace(BoundEngine& e, const py::object& pixels, const py::object& camera_mask,
                const py::object& tokens, const py::object& token_mask, const py::object& state,
-               const py::object& noise, int steps, int horizon, const py::object& rtc) {
+               const py::object& noise, const py::dict& plan, const py::object& rtc,
+               const py::object& rest) {
     const SampleArguments in(e, pixels, camera_mask, tokens, token_mask, state);
-    const FlowArguments flow(e, noise, steps, horizon, rtc);
-    std::vector<float> out(static_cast<size_t>(horizon) * e.config().max_action_dim);
+    const FlowArguments flow(e, noise, plan, rtc, rest);
+    std::vector<float> out(size_t(flow.flow.plan.rows) * e.config().max_action_dim);
     Trace record;
     {
         GilRelease release;
@@ -100,18 +101,21 @@ py::dict trace(BoundEngine& e, const py::object& pixels, const py::object& camer
     return result;
 }
 
-py::array_t<float> encode_images(BoundEngine& e, const py::object& pixels) {
+py::array_t<float> encode_images(BoundEngine& e, const py::object& pixels, const py::dict& plan) {
+    const LayerSet skip = plan_of(e.config(), plan).skip_vision;
     const float* from = data_of<float>(pixels, "pixels", {-1, 3, -1, -1});
     const int cameras = dim(pixels, 0), height = dim(pixels, 2), width = dim(pixels, 3);
     py::array_t<float> out({cameras, e.image_tokens(height, width), e.config().text_width});
     float* to = out.mutable_data();
     GilRelease release;
-    e.encode_images(from, cameras, height, width, to);
+    e.encode_images(from, cameras, height, width, skip, to);
     return out;
 }
 
 int prefill(BoundEngine& e, const py::object& image_tokens, const py::object& camera_mask,
-            const py::object& tokens, const py::object& token_mask, const py::object& state) {
+            const py::object& tokens, const py::object& token_mask, const py::object& state,
+            const py::dict& plan) {
+    const Plan p = plan_of(e.config(), plan);
     const float* images =
         data_of<float>(image_tokens, "image_tokens", {-1, -1, e.config().text_width});
     const int cameras = dim(image_tokens, 0), per_camera = dim(image_tokens, 1);
@@ -119,37 +123,53 @@ int prefill(BoundEngine& e, const py::object& image_tokens, const py::object& ca
     const std::vector<int> ids = token_ids(e.config(), tokens, token_mask);
     const float* s = data_of<float>(state, "state", {e.config().max_state_dim});
     GilRelease release;
-    return e.prefill(images, cameras, per_camera, mask, ids.data(), static_cast<int>(ids.size()),
-                     s);
+    return e.prefill(images, cameras, per_camera, mask, ids.data(), static_cast<int>(ids.size()), s,
+                     p);
 }
 
-py::array_t<float> denoise(BoundEngine& e, const py::object& noise, int steps, int horizon,
-                           const py::object& rtc) {
-    const FlowArguments flow(e, noise, steps, horizon, rtc);
-    py::array_t<float> out({horizon, e.config().max_action_dim});
+py::array_t<float> denoise(BoundEngine& e, const py::object& noise, const py::dict& plan,
+                           const py::object& rtc, const py::object& rest) {
+    const FlowArguments flow(e, noise, plan, rtc, rest);
+    py::array_t<float> out({flow.flow.plan.rows, e.config().max_action_dim});
     float* to = out.mutable_data();
     GilRelease release;
     e.denoise(flow.flow, to);
     return out;
 }
 
+// None for a frame that was not cached.
+py::object report_of(const CacheReport& r) {
+    if (!r.used) return py::none();
+    py::dict d;
+    d["keyframe"] = r.keyframe;
+    d["why"] = r.why ? py::object(py::str(r.why)) : py::none();
+    d["dirty"] = r.dirty;
+    d["oldest"] = r.oldest;
+    d["drift"] = r.drift < 0 ? py::none() : py::object(py::float_(double{r.drift}));
+    return d;
+}
+
 py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py::object& tokens,
-                 const py::object& state, const py::object& noise, int steps, int horizon,
-                 const py::object& rtc, bool state_is_normalized) {
+                 const py::object& state, const py::object& noise, const py::dict& plan,
+                 const py::object& rtc, const py::object& rest, bool state_is_normalized,
+                 const std::vector<int>& cached) {
     const ModelConfig& c = e.config();
     std::vector<Frame> views;
     for (const py::object& f : frames) views.push_back(frame_of(f, "frame"));
     const std::vector<int> ids = token_ids(c, tokens, py::none());
     const float* s = data_of<float>(state, "state", {c.state_dim});
-    const FlowArguments flow(e, noise, steps, horizon, rtc);
-    py::array_t<float> normalized({horizon, c.action_dim}), actions({horizon, c.action_dim});
+    const FlowArguments flow(e, noise, plan, rtc, rest);
+    const int rows = flow.flow.plan.rows;
+    py::array_t<float> normalized({rows, c.action_dim}), actions({rows, c.action_dim});
     float *n = normalized.mutable_data(), *a = actions.mutable_data();
-    Timings t;
+    Prediction made;
     {
         GilRelease release;
-        t = e.predict(views, ids.data(), static_cast<int>(ids.size()), s, state_is_normalized,
-                      flow.flow, n, a);
+        made = e.predict(
+            {views, ids.data(), static_cast<int>(ids.size()), s, state_is_normalized, cached},
+            flow.flow, n, a);
     }
+    const Timings& t = made.timings;
     py::dict times;
     times["preprocess"] = t.preprocess;
     times["vision"] = t.vision;
@@ -160,12 +180,17 @@ py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py
     result["normalized"] = normalized;
     result["actions"] = actions;
     result["timings"] = times;
+    result["evaluations"] = made.evaluations;
+    py::list reports;
+    for (const CacheReport& report : made.cache) reports.append(report_of(report));
+    result["cache"] = reports;
     return result;
 }
 
 // progress: called with (done, in all), or None.
-void warm_up(BoundEngine& e, int height, int width, int horizon, int steps,
-             const py::object& progress) {
+void warm_up(BoundEngine& e, int height, int width, const py::dict& plan,
+             const std::vector<int>& cached, const py::object& progress) {
+    const WarmUp calls{height, width, plan_of(e.config(), plan), cached};
     const auto report = [&progress](int done, int all) {
         try {
             py::gil_scoped_acquire acquire;
@@ -175,7 +200,7 @@ void warm_up(BoundEngine& e, int height, int width, int horizon, int steps,
         }
     };
     GilRelease release;
-    e.warm_up({height, width, horizon, steps}, report);
+    e.warm_up(calls, report);
 }
 
 void write_packed(BoundEngine& e, const std::string& path, const std::string& bundle,
@@ -294,22 +319,28 @@ void bind_engine(py::module_& m) {
         .def(py::init(&make_engine), arg("config"), arg("tensors"), arg("stats"),
              arg("threads") = 0, arg("isa") = "", arg("compute") = "float32",
              arg("packed") = py::none(), arg("device") = "cpu")
-        .def("warm_up", &warm_up, arg("height"), arg("width"), arg("horizon"), arg("steps"),
-             arg("progress") = py::none())
+        .def("warm_up", &warm_up, arg("height"), arg("width"), arg("plan"),
+             arg("cached") = std::vector<int>{}, arg("progress") = py::none())
         .def("write_packed", &write_packed, arg("path"), arg("bundle"), arg("config"))
-        .def("encode_images", &encode_images, arg("pixels"))
+        .def("encode_images", &encode_images, arg("pixels"), arg("plan"))
         .def("prefill", &prefill, arg("image_tokens"), arg("camera_mask"), arg("tokens"),
-             arg("token_mask"), arg("state"))
-        .def("denoise", &denoise, arg("noise"), arg("steps"), arg("horizon"),
-             arg("rtc") = py::none())
+             arg("token_mask"), arg("state"), arg("plan"))
+        .def("denoise", &denoise, arg("noise"), arg("plan"), arg("rtc") = py::none(),
+             arg("rest") = py::none())
         .def("sample_actions", &sample_actions, arg("pixels"), arg("camera_mask"), arg("tokens"),
-             arg("token_mask"), arg("state"), arg("noise"), arg("steps"), arg("horizon"),
-             arg("rtc") = py::none())
+             arg("token_mask"), arg("state"), arg("noise"), arg("plan"), arg("rtc") = py::none(),
+             arg("rest") = py::none())
         .def("trace", &trace, arg("pixels"), arg("camera_mask"), arg("tokens"), arg("token_mask"),
-             arg("state"), arg("noise"), arg("steps"), arg("horizon"), arg("rtc") = py::none())
+             arg("state"), arg("noise"), arg("plan"), arg("rtc") = py::none(),
+             arg("rest") = py::none())
         .def("predict", &predict, arg("frames"), arg("tokens"), arg("state"), arg("noise"),
-             arg("steps"), arg("horizon"), arg("rtc") = py::none(),
-             arg("state_is_normalized") = false)
+             arg("plan"), arg("rtc") = py::none(), arg("rest") = py::none(),
+             arg("state_is_normalized") = false, arg("cached") = std::vector<int>{})
+        .def("reset",
+             [](BoundEngine& e) {
+                 GilRelease release;
+                 e.reset();
+             })
         .def("info", &info)
         .def("linears", &linears)
         .def("start_recording", &start_recording, arg("capacity"))

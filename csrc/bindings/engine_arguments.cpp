@@ -1,35 +1,9 @@
 #include "bindings/engine_arguments.h"
 
-#include <pybind11/stl.h>
-
-#include "runtime/error.h"
+#include "bindings/entries.h"
 
 namespace smolvla::bindings {
 namespace {
-
-// What the entries of a dict are part of, for errors.
-struct Source {
-    ErrorKind kind;
-    const char* name;
-};
-
-py::dict dict_of(const py::object& object, const Source& source) {
-    if (!py::isinstance<py::dict>(object))
-        fail(source.kind, "%s: expected a dict, got %s", source.name,
-             py::str(py::type::of(object)).cast<std::string>().c_str());
-    return py::reinterpret_borrow<py::dict>(object);
-}
-
-template <class T>
-void take(const py::dict& dict, const char* name, T& field, const Source& source) {
-    if (!dict.contains(name)) fail(source.kind, "%s lacks %s", source.name, name);
-    try {
-        field = dict[name].cast<T>();
-    } catch (const py::cast_error&) {
-        fail(source.kind, "%s: %s = %s has a wrong type", source.name, name,
-             py::str(dict[name]).cast<std::string>().c_str());
-    }
-}
 
 // rtc: {"prev", "inference_delay", "execution_horizon", "max_guidance_weight", "schedule"}
 void guide(FlowArguments& arguments, const py::object& rtc) {
@@ -133,16 +107,25 @@ std::vector<int> token_ids(const ModelConfig& c, const py::object& tokens, const
     return out;
 }
 
-FlowArguments::FlowArguments(const Engine& engine, const py::object& noise, int steps, int horizon,
-                             const py::object& rtc) {
+FlowArguments::FlowArguments(const Engine& engine, const py::object& noise, const py::dict& plan,
+                             const py::object& rtc, const py::object& rest_of_chunk)
+    : rest(rest_of_chunk) {
     const ModelConfig& c = engine.config();
-    flow.rows = horizon;
-    flow.steps = steps;
+    flow.plan = plan_of(c, plan);
+    const int horizon = flow.plan.rows;
     flow.noise = data_of<float>(noise, "noise", {-1, c.max_action_dim});
     if (dim(noise, 0) < horizon)
         fail(ErrorKind::input, "noise: expected at least %d rows (the horizon), got %d", horizon,
              dim(noise, 0));
     if (!rtc.is_none()) guide(*this, rtc);
+    if (!rest.is_none()) {
+        flow.rest.values = data_of<float>(rest, "prev_chunk_left_over", {-1, -1});
+        flow.rest.rows = dim(rest, 0);
+        flow.rest.dims = dim(rest, 1);
+        if (flow.rest.dims < 1 || flow.rest.dims > c.max_action_dim)
+            fail(ErrorKind::input, "prev_chunk_left_over: expected 1 to %d columns, got %d",
+                 c.max_action_dim, flow.rest.dims);
+    }
     engine.check_flow(flow);  // before an array of `horizon` rows is made
 }
 

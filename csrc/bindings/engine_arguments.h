@@ -17,12 +17,16 @@ Statistics statistics_of(const py::dict& stats, const char* feature, int dims);
 // Valid token ids as int32.
 std::vector<int> token_ids(const ModelConfig& c, const py::object& tokens, const py::object& mask);
 
+// A plan as smolvla_edge/backends/native.py writes it; of a model of this configuration.
+Plan plan_of(const ModelConfig& config, const py::dict& plan);
+
 struct FlowArguments {
     FlowInput flow;
-    py::object previous;  // keeps the array alive while the caller's dict is out of our hands
+    py::object previous, rest;  // arrays, alive while the caller's dicts are out of our hands
 
-    FlowArguments(const Engine& engine, const py::object& noise, int steps, int horizon,
-                  const py::object& rtc);
+    // rest: what is left of the previous chunk, for a plan with warm_start, or None.
+    FlowArguments(const Engine& engine, const py::object& noise, const py::dict& plan,
+                  const py::object& rtc, const py::object& rest);
 };
 
 struct SampleArguments {

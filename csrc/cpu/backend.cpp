@@ -150,6 +150,18 @@ public:
         });
     }
 
+    void scatter_kv(Mat keys, Mat values, KvStore* store, const int* positions) override {
+        PackedKv* kv = static_cast<PackedKv*>(store);
+        // A head an item: two positions may share a word of values.
+        pool_.run(kv->kv_heads, [&](int head, int) {
+            for (int r = 0, n = 0; r < keys.rows; r += n) {
+                n = run_in_panel(positions + r, keys.rows - r);
+                pack_keys(*kv, head, keys.below(r, n), positions[r]);
+                pack_values(*kv, head, values.below(r, n), positions[r], Neighbour::kept);
+            }
+        });
+    }
+
     // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024),
     // so the softmax needs no running maximum and a row's result does not depend on its block.
     void attention(Mat q, const KvStore* store, const AttentionShape& s, Mat out) override {
@@ -205,11 +217,13 @@ public:
         each_row(height, [&](int y, int) { box.row(y, pixels); });
     }
 
-    void patchify(const float* pixels, int height, int width, int patch, Mat rows) override {
+    void patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                  Mat rows) override {
         const int across = width / patch;
         const size_t plane = size_t(height) * width;
         each_row(rows.rows, [&](int r, int) {
-            const float* from = pixels + size_t(r / across) * patch * width + r % across * patch;
+            const int id = ids ? ids[r] : r;
+            const float* from = pixels + size_t(id / across) * patch * width + id % across * patch;
             int column = 0;
             for (int c = 0; c < 3; ++c)
                 for (int y = 0; y < patch; ++y, column += patch)
@@ -241,8 +255,41 @@ public:
         });
     }
 
-    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) override {
-        cpu::flow_update(x, v, schedule.row(*step), pull);
+    void block_change(const float* pixels, const float* reference, int height, int width, int patch,
+                      int scale, Mat change) override {
+        const FrameBlocks blocks{height, width, patch * scale};
+        each_row(blocks.down(), [&](int y, int) {
+            for (int x = 0; x < blocks.across(); ++x)
+                change.data[y * blocks.across() + x] =
+                    cpu::block_change(pixels, reference, blocks, y, x, patch);
+        });
+    }
+
+    void copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                     int count, float* to) override {
+        const FrameBlocks blocks{height, width, side};
+        each_row(count, [&](int i, int) { cpu::copy_block(pixels, blocks, ids[i], to); });
+    }
+
+    void pick_rows(Mat x, const int* ids, Mat out) override {
+        each_row(out.rows, [&](int r, int) { std::copy_n(x.row(ids[r]), x.cols, out.row(r)); });
+    }
+    void put_rows(Mat x, const int* ids, Mat out) override {
+        each_row(x.rows, [&](int r, int) { std::copy_n(x.row(r), x.cols, out.row(ids[r])); });
+    }
+    void add(Mat x, Mat z, float scale, Mat y) override {
+        each_row(x.rows, [&](int r, int) {
+            for (int c = 0; c < x.cols; ++c) y.row(r)[c] = x.row(r)[c] + z.row(r)[c] * scale;
+        });
+    }
+    void compare(Mat a, Mat b, int columns, Mat sums) override {
+        each_row(a.rows,
+                 [&](int r, int) { compare_row(a.row(r), b.row(r), columns, sums.row(r)); });
+    }
+
+    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+                     Mat last) override {
+        cpu::flow_update(x, v, schedule.row(*step), pull, last);
     }
 
     LinearInfo describe(const Linear* weight) const override {

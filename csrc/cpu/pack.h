@@ -101,10 +101,13 @@ PackedLinear pack_matrix(WeightStore& store, const std::string& name, const floa
 
 // Rows of keys or values [n, kv_heads * head_dim] of one head at positions first..., which lie in
 // one panel of 32 positions: float32, or stored as the panels are. Pairs of positions that the rows
-// fill by half keep their other half, and a half beyond the last row becomes zero: it is multiplied
-// with weights of zero.
+// fill by half keep their first half, and a half beyond the last row becomes zero: it is multiplied
+// with weights of zero, or is kept for rows that are not the last ones.
+enum class Neighbour { cleared, kept };
 void pack_keys(PackedKv& kv, int head, Mat rows, int first);
-void pack_values(PackedKv& kv, int head, Mat rows, int first);
+void pack_values(PackedKv& kv, int head, Mat rows, int first, Neighbour next = Neighbour::cleared);
+// How many of `count` positions, from the first on, follow each other within its panel.
+int run_in_panel(const int* positions, int count);
 
 }  // namespace cpu
 }  // namespace smolvla

@@ -32,13 +32,13 @@ float as_float(uint32_t bits) {
 // The bfloat16 of two positions, `even` and `odd`, of one column each in the half that is kept.
 float paired(uint32_t even, uint32_t odd) { return as_float((even & 0xffff0000u) | odd >> 16); }
 
-// A row of values [width] in pairs of columns into its half of a row of pairs of positions. The
-// even position clears the odd one, which follows in the next row, if any.
-void put_even(const float* from, int width, float* to) {
+// A row of values [width] in pairs of columns into its half of a row of pairs of positions.
+// `mask` has the bits of the odd position that an even one keeps.
+void put_even(const float* from, int width, float* to, uint32_t mask) {
     for (int i = 0; i + 1 < width; i += 2) {
         const uint32_t word = as_bits(from[i / 2]);
-        to[i] = paired(word, 0);
-        to[i + 1] = paired(word << 16, 0);
+        to[i] = paired(word, (as_bits(to[i]) & mask) << 16);
+        to[i + 1] = paired(word << 16, (as_bits(to[i + 1]) & mask) << 16);
     }
 }
 void put_odd(const float* from, int width, float* to) {
@@ -77,8 +77,9 @@ void pack_keys(PackedKv& kv, int head, Mat rows, int first) {
         }
 }
 
-void pack_values(PackedKv& kv, int head, Mat rows, int first) {
+void pack_values(PackedKv& kv, int head, Mat rows, int first, Neighbour next) {
     const int dim = kv.head_dim;
+    const uint32_t mask = next == Neighbour::kept ? 0x0000ffffu : 0;
     for (int c = 0; c < dim; c += kPanel) {
         const int width = std::min(kPanel, dim - c);
         float* panel = kv.value_panel(head, c / kPanel);
@@ -87,7 +88,10 @@ void pack_values(PackedKv& kv, int head, Mat rows, int first) {
             const int position = first + r;
             if (rows.storage == Storage::bf16) {
                 float* to = panel + size_t(position / 2) * kPanel;
-                (position % 2 == 0 ? put_even : put_odd)(from, width, to);
+                if (position % 2 == 0)
+                    put_even(from, width, to, mask);
+                else
+                    put_odd(from, width, to);
                 continue;
             }
             if (kv.storage == Storage::f32) {
@@ -101,10 +105,16 @@ void pack_values(PackedKv& kv, int head, Mat rows, int first) {
             }
             float* to = panel + size_t(position / 2) * kPanel;
             for (int i = 0; i < width; ++i)
-                to[i] = position % 2 == 0 ? as_float(round_bits(from[i]))
+                to[i] = position % 2 == 0 ? as_float(round_bits(from[i]) | (as_bits(to[i]) & mask))
                                           : paired(as_bits(to[i]), round_bits(from[i]));
         }
     }
+}
+
+int run_in_panel(const int* positions, int count) {
+    int n = 1;
+    while (n < count && positions[n] == positions[0] + n && positions[n] % kPanel != 0) ++n;
+    return n;
 }
 
 }  // namespace smolvla::cpu

@@ -42,7 +42,15 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
         static_cast<size_t>(c.max_cameras) * c.max_image_tokens() * (c.text_width + 32) +
         3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
     const size_t vectors = static_cast<size_t>(c.kMaxSteps) * (c.expert_width + 128);
-    return (vision + text + expert + scores + images + vectors) * sizeof(float) * 3 / 2 +
+    // Every camera's keys, values, tokens and reference, if a plan keeps them, and what compares.
+    const size_t kept =
+        static_cast<size_t>(c.max_cameras + 1) *
+        (c.vision_layers * 2 * (patches + 64) * vw * kv_pad +
+         c.max_image_tokens() * (3 * size_t(c.text_width) + 64) + patches * (vw + 64) +
+         3 * size_t(c.image_size + c.patch_size) * (c.image_size + c.patch_size));
+    const size_t updates = static_cast<size_t>(c.expert_layers) * chunk * (c.expert_width + 32);
+    return (vision + text + expert + scores + images + vectors + kept + updates) * sizeof(float) *
+               3 / 2 +
            (size_t{64} << 20);
 }
 
@@ -71,6 +79,7 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     expert_ = std::make_unique<Expert>(config_, source_, *ops_);
     prefix_ = std::make_unique<Prefix>(config_, source_, *ops_, *expert_);
     flow_ = std::make_unique<Flow>(config_, *ops_, *expert_);
+    kept_ = std::make_unique<FrameCache>(config_, *ops_, *vision_);
     ops_->finish_weights();
     for (int i = 0; i < config_.max_cameras; ++i)
         image_tokens_.push_back(ops_->make_mat(config_.max_image_tokens(), config_.text_width));
@@ -99,10 +108,7 @@ Engine::Entered::Entered(Engine& e)
     : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_), before_(ops_.enter()) {}
 
 void Engine::check_flow(const FlowInput& f) const {
-    if (f.rows < 1 || f.rows > config_.chunk_size)
-        fail(ErrorKind::input, "horizon %d is outside [1, %d]", f.rows, config_.chunk_size);
-    if (f.steps < 1 || f.steps > config_.kMaxSteps)
-        fail(ErrorKind::input, "%d denoise steps are outside [1, %d]", f.steps, config_.kMaxSteps);
+    check_plan(config_, f.plan);
     const Guidance& g = f.guidance;
     if (!g.previous) return;
     if (g.rows > config_.chunk_size || g.dims > config_.max_action_dim)
@@ -117,14 +123,15 @@ int Engine::image_tokens(int height, int width) const {
     return vision_->grid(height, width).tokens(config_.scale_factor);
 }
 
-void Engine::encode_images(const float* pixels, int cameras, int height, int width, float* tokens) {
+void Engine::encode_images(const float* pixels, int cameras, int height, int width, LayerSet skip,
+                           float* tokens) {
     const auto lock = enter();
     const int count = image_tokens(height, width);
     for (int i = 0; i < cameras; ++i) {
         check_();
         const Mat out = image_tokens_[0].top(count);
         ops_->write(pixels + size_t(i) * 3 * height * width, {pixels_, 3 * height, width, width});
-        vision_->encode(pixels_, height, width, out, nullptr, 0);
+        vision_->encode(pixels_, height, width, skip, out, nullptr, 0);
         ops_->read(out, tokens + size_t(i) * count * config_.text_width);
     }
 }
@@ -133,6 +140,22 @@ void Engine::check_cameras(size_t count) const {
     if (count > image_tokens_.size())
         fail(ErrorKind::input, "%zu cameras given, the policy was built for at most %zu", count,
              image_tokens_.size());
+}
+
+void Engine::check_cached(const Observation& in) const {
+    uint64_t seen = 0;
+    if (!in.cached.empty() && in.cached.size() != in.frames.size())
+        fail(ErrorKind::input, "cached: expected a camera or -1 for each of %zu frames, got %zu",
+             in.frames.size(), in.cached.size());
+    for (const int camera : in.cached) {
+        if (camera < -1 || camera >= config_.max_cameras)
+            fail(ErrorKind::input, "cached: camera %d is outside [-1, %d)", camera,
+                 config_.max_cameras);
+        if (camera < 0) continue;
+        if (seen >> camera & 1)
+            fail(ErrorKind::input, "cached: camera %d is named by two frames", camera);
+        seen |= uint64_t{1} << camera;
+    }
 }
 
 void Engine::fill_prefix(const Mat* images, int cameras, const int* tokens, int token_count,
@@ -146,8 +169,9 @@ void Engine::fill_prefix(const Mat* images, int cameras, const int* tokens, int 
 
 int Engine::prefill(const float* image_tokens, int cameras, int tokens_per_camera,
                     const uint8_t* camera_mask, const int* tokens, int token_count,
-                    const float* state) {
+                    const float* state, const Plan& plan) {
     const auto lock = enter();
+    check_plan(config_, plan);
     check_cameras(static_cast<size_t>(cameras));
     if (tokens_per_camera > config_.max_image_tokens())
         fail(ErrorKind::input, "image_tokens: expected at most %d tokens a camera, got %d",
@@ -159,21 +183,21 @@ int Engine::prefill(const float* image_tokens, int cameras, int tokens_per_camer
         ops_->write(image_tokens + size_t(i) * tokens_per_camera * config_.text_width, images[i]);
     }
     fill_prefix(images, cameras, tokens, token_count, state);
-    return prefix_tokens_ = prefix_->run(nullptr);
+    return prefix_tokens_ = prefix_->run(plan, nullptr);
 }
 
-void Engine::run_flow(const FlowInput& f, int prefix_tokens, float* out, Trace* trace) {
-    flow_->run(f.noise, f.rows, f.steps, f.guidance, prefix_tokens, out, trace, check_);
+int Engine::run_flow(const FlowInput& f, int prefix_tokens, float* out, Trace* trace) {
+    return flow_->run(f, prefix_tokens, out, trace, check_);
 }
 
-void Engine::denoise(const FlowInput& flow, float* out) {
+int Engine::denoise(const FlowInput& flow, float* out) {
     const auto lock = enter();
     check_flow(flow);
     if (prefix_tokens_ == 0) fail(ErrorKind::input, "denoise() needs a prefill() before it");
-    run_flow(flow, prefix_tokens_, out, nullptr);
+    return run_flow(flow, prefix_tokens_, out, nullptr);
 }
 
-void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* out, Trace* trace) {
+int Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* out, Trace* trace) {
     const auto lock = enter();
     check_flow(flow);
     check_cameras(static_cast<size_t>(in.cameras));
@@ -186,14 +210,14 @@ void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* 
         images[i] = image_tokens_[static_cast<size_t>(i)].top(tokens);
         ops_->write(in.pixels + size_t(i) * 3 * in.height * in.width,
                     {pixels_, 3 * in.height, in.width, in.width});
-        vision_->encode(pixels_, in.height, in.width, images[i], trace, i);
+        vision_->encode(pixels_, in.height, in.width, flow.plan.skip_vision, images[i], trace, i);
     }
     check_();
     fill_prefix(images, in.cameras, in.tokens, in.token_count, in.state);
-    prefix_tokens_ = prefix_->run(trace);
-    run_flow(flow, prefix_tokens_, out, trace);
+    prefix_tokens_ = prefix_->run(flow.plan, trace);
+    const int evaluations = run_flow(flow, prefix_tokens_, out, trace);
     if (trace) {
-        const int rows = flow.rows, padded = config_.max_action_dim, dims = config_.action_dim;
+        const int rows = flow.plan.rows, padded = config_.max_action_dim, dims = config_.action_dim;
         trace->put("out.actions_padded", {1, rows, padded}, out);
         std::vector<float> actions;
         for (int r = 0; r < rows; ++r)
@@ -201,6 +225,12 @@ void Engine::sample_actions(const ModelInput& in, const FlowInput& flow, float* 
                            out + size_t(r) * padded + dims);
         trace->put("out.actions", {1, rows, dims}, actions.data());
     }
+    return evaluations;
+}
+
+void Engine::reset() {
+    const auto lock = enter();
+    kept_->forget();
 }
 
 void Engine::start_recording(size_t capacity) {
@@ -213,34 +243,40 @@ std::vector<TimedRecord> Engine::take_records(size_t* overwritten) {
     return ops_->take(overwritten);
 }
 
-Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
-                        const float* state, bool state_is_normalized, const FlowInput& flow,
-                        float* normalized, float* actions) {
+Prediction Engine::predict(const Observation& in, const FlowInput& flow, float* normalized,
+                           float* actions) {
     const auto lock = enter();
     check_flow(flow);
-    check_cameras(frames.size());
+    check_cameras(in.frames.size());
+    check_cached(in);
     const double start = now_ms();
     ops_->mark(0);
+    Prediction made;
     Mat images[kMaxCameras];
-    const int cameras = static_cast<int>(frames.size());
-    for (int i = 0; i < cameras; ++i)
-        if (frames[size_t(i)].data) images[i] = see(i, frames[size_t(i)]);
+    const int cameras = static_cast<int>(in.frames.size());
+    made.cache.resize(in.frames.size());
+    const FrameCache::Call call{flow.plan, in.tokens, in.token_count};
+    for (int i = 0; i < cameras; ++i) {
+        const Frame& frame = in.frames[size_t(i)];
+        const int cached = flow.plan.caching && !in.cached.empty() ? in.cached[size_t(i)] : -1;
+        if (frame.data) images[i] = see(i, frame, call, cached, &made.cache[size_t(i)]);
+    }
     check_();
 
     std::optional<TimedBackend::Stage> stage(std::in_place, *ops_, "prefix");
     std::fill(state_.begin(), state_.end(), 0.0f);
-    std::copy_n(state, config_.state_dim, state_.begin());
-    if (!state_is_normalized) state_statistics_.normalize(state_.data(), config_.state_dim);
+    std::copy_n(in.state, config_.state_dim, state_.begin());
+    if (!in.state_is_normalized) state_statistics_.normalize(state_.data(), config_.state_dim);
     if (config_.adapt_to_pi_aloha) aloha_decode_state(state_.data());
-    fill_prefix(images, cameras, tokens, token_count, state_.data());
-    prefix_tokens_ = prefix_->run(nullptr);
+    fill_prefix(images, cameras, in.tokens, in.token_count, state_.data());
+    prefix_tokens_ = prefix_->run(flow.plan, nullptr);
     ops_->mark(kPrefixDone);
 
     stage.emplace(*ops_, "flow");
-    run_flow(flow, prefix_tokens_, sampled_.data(), nullptr);
+    made.evaluations = run_flow(flow, prefix_tokens_, sampled_.data(), nullptr);
     ops_->mark(kFlowDone);
     const int dims = config_.action_dim;
-    for (int r = 0; r < flow.rows; ++r) {
+    for (int r = 0; r < flow.plan.rows; ++r) {
         float* model_space = normalized + size_t(r) * dims;
         std::copy_n(&sampled_[size_t(r) * config_.max_action_dim], dims, model_space);
         if (config_.adapt_to_pi_aloha) aloha_encode_actions(model_space);
@@ -255,7 +291,8 @@ Timings Engine::predict(const std::vector<Frame>& frames, const int* tokens, int
                     "Check the state and noise given, then the checkpoint's weights and statistics",
                     double(robot_units[d]), r, d);
     }
-    return timings(frames, now_ms() - start);
+    made.timings = timings(in.frames, now_ms() - start);
+    return made;
 }
 
 Timings Engine::timings(const std::vector<Frame>& frames, double total) const {
@@ -273,18 +310,31 @@ Timings Engine::timings(const std::vector<Frame>& frames, double total) const {
     return times;
 }
 
-Mat Engine::see(int camera, const Frame& frame) {
+Mat Engine::see(int camera, const Frame& frame, const FrameCache::Call& call, int cached,
+                CacheReport* report) {
     check_();
     const int height = config_.resize_height ? config_.resize_height : frame.height;
     const int width = config_.resize_width ? config_.resize_width : frame.width;
-    const Mat tokens = image_tokens_[size_t(camera)].top(image_tokens(height, width));  // bounds it
-    {
+    const int count = image_tokens(height, width);  // bounds it
+    if (cached >= 0 && !kept_->serves(height, width)) cached = -1;
+    const bool known = cached >= 0 && kept_->is_known(cached, frame, height, width, call);
+    if (!known) {
         const TimedBackend::Stage stage(*ops_, "preprocess", camera);
         ops_->letterbox(frame, pixels_, height, width);
     }
     ops_->mark(2 * camera + 1);
-    const TimedBackend::Stage stage(*ops_, "vision", camera);
-    vision_->encode(pixels_, height, width, tokens, nullptr, camera);
+    Mat tokens = image_tokens_[size_t(camera)].top(count);
+    {
+        const TimedBackend::Stage stage(*ops_, "vision", camera);
+        if (cached < 0)
+            vision_->encode(pixels_, height, width, call.plan.skip_vision, tokens, nullptr, camera);
+        else if (!known)
+            kept_->update(cached, pixels_, call);
+    }
+    if (cached >= 0) {
+        tokens = kept_->tokens(cached);
+        *report = kept_->report(cached);
+    }
     ops_->mark(2 * camera + 2);
     return tokens;
 }

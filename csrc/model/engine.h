@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "model/flow.h"
+#include "model/frame_cache.h"
 #include "model/prefix.h"
 #include "model/vision.h"
 #include "ops/timed.h"
@@ -30,13 +31,6 @@ struct ModelInput {
     const float* state;  // [max_state_dim]
 };
 
-struct FlowInput {
-    const float* noise;  // [rows, max_action_dim]
-    int rows;            // the horizon
-    int steps;
-    Guidance guidance;
-};
-
 // Upper bound of an engine's activations, keys and values, in bytes of address space: what it
 // reserves. Pages that are never touched cost nothing, so that real use is a part of it.
 size_t buffer_bytes(const ModelConfig& config, int threads);
@@ -45,7 +39,25 @@ size_t buffer_bytes(const ModelConfig& config, int threads);
 struct WarmUp {
     int frame_height,
         frame_width;  // of the largest frame; of every one if the policy does not resize
-    int rows, steps;  // as in FlowInput
+    Plan plan;
+    std::vector<int> cached = {};  // cameras whose tokens the plan keeps
+};
+
+// One observation, raw.
+struct Observation {
+    const std::vector<Frame>& frames;
+    const int* tokens;
+    int token_count;
+    const float* state;  // [state_dim], raw unless state_is_normalized
+    bool state_is_normalized;
+    // Of each frame the camera whose tokens the plan's cache keeps, or -1; empty: of none.
+    const std::vector<int>& cached;
+};
+
+struct Prediction {
+    Timings timings;
+    int evaluations = 0;             // of the velocity
+    std::vector<CacheReport> cache;  // of each frame
 };
 
 using MakeBackend = std::function<std::unique_ptr<Backend>(size_t tensor_bytes)>;
@@ -68,26 +80,27 @@ public:
     // Called between stages and steps; may throw to stop the call (Ctrl-C).
     void set_interrupt_check(std::function<void()> check) { check_ = std::move(check); }
 
-    // Raises an input error for a horizon, steps or guidance outside what the model was built for.
+    // Raises an input error for a plan or guidance outside what the model was built for.
     void check_flow(const FlowInput& flow) const;
 
     // --- seams -----------------------------------------------------------------------------------
     int image_tokens(int height, int width) const;
-    void encode_images(const float* pixels, int cameras, int height, int width, float* tokens);
+    void encode_images(const float* pixels, int cameras, int height, int width, LayerSet skip,
+                       float* tokens);
     int prefill(const float* image_tokens, int cameras, int tokens_per_camera,
-                const uint8_t* camera_mask, const int* tokens, int token_count, const float* state);
-    void denoise(const FlowInput& flow, float* out);
+                const uint8_t* camera_mask, const int* tokens, int token_count, const float* state,
+                const Plan& plan);
+    int denoise(const FlowInput& flow, float* out);
 
-    // --- the model alone: out [rows, max_action_dim]
-    // -----------------------------------------------
-    void sample_actions(const ModelInput& input, const FlowInput& flow, float* out, Trace* trace);
+    // --- the model alone: out [rows, max_action_dim] ---------------------------------------------
+    // Returns how often the velocity was evaluated.
+    int sample_actions(const ModelInput& input, const FlowInput& flow, float* out, Trace* trace);
 
-    // --- the whole policy: normalized, actions [rows, action_dim]
-    // ---------------------------------- `state` has state_dim values, raw unless
-    // state_is_normalized.
-    Timings predict(const std::vector<Frame>& frames, const int* tokens, int token_count,
-                    const float* state, bool state_is_normalized, const FlowInput& flow,
-                    float* normalized, float* actions);
+    // --- the whole policy: normalized, actions [rows, action_dim] --------------------------------
+    Prediction predict(const Observation& observation, const FlowInput& flow, float* normalized,
+                       float* actions);
+    // Forgets what is kept of earlier frames.
+    void reset();
 
     // Makes everything that a call can need, so that none allocates or records after it: one call
     // on black frames, then every other stage recorded. `progress` gets (done, in all) and may
@@ -122,10 +135,13 @@ private:
     Entered enter() { return Entered(*this); }
     void check_owner() const;
     // A frame's tokens; the moments 2 i + 1 and 2 i + 2 are after its letterbox and at the end.
-    Mat see(int camera, const Frame& frame);
+    // With `cached` >= 0 they are kept, as that camera's, and `report` says how.
+    Mat see(int camera, const Frame& frame, const FrameCache::Call& call, int cached,
+            CacheReport* report);
     Timings timings(const std::vector<Frame>& frames, double total) const;
-    void run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
+    int run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
     void check_cameras(size_t count) const;
+    void check_cached(const Observation& in) const;
     // An image without data is a masked camera.
     void fill_prefix(const Mat* images, int cameras, const int* tokens, int token_count,
                      const float* state);
@@ -138,6 +154,7 @@ private:
     std::unique_ptr<Expert> expert_;
     std::unique_ptr<Prefix> prefix_;
     std::unique_ptr<Flow> flow_;
+    std::unique_ptr<FrameCache> kept_;
     std::vector<Mat> image_tokens_;  // one buffer per camera
     float* pixels_;
     std::vector<float> state_, sampled_;

@@ -37,6 +37,7 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
         l.block.down =
             ops.load_linear(source, {at + "mlp.down.weight"}, {}, c.expert_mlp, {width}, false);
         l.kv = ops.make_kv(c.kv_heads, c.head_dim, prefix + (l.self ? c.chunk_size : 0));
+        l.update = ops.make_mat(c.chunk_size, width);
         layers_.push_back(l);
     }
     norm_ = load_vector(source, ops, "expert.norm.weight", width);
@@ -62,10 +63,10 @@ Expert::Expert(const ModelConfig& c, const TensorSource& source, Backend& ops)
     cross_lengths_ = ops.make_ints(static_cast<size_t>(rows));
     first_ = ops.make_ints(1);
     // The table is used as a bias, which the backend reads in whole panels: pad the rows.
-    time_table_ = ops.make_mat(c.kMaxSteps, (width + 63) / 64 * 64);
+    time_table_ = ops.make_mat(most_steps(c.kMaxSteps), (width + 63) / 64 * 64);
     time_row_.assign(static_cast<size_t>(time_table_.cols), 0.0f);
     wave_.assign(static_cast<size_t>(width), 0.0f);
-    set_steps(c.num_steps);
+    times_.reserve(static_cast<size_t>(time_table_.rows));
 }
 
 // action_time_mlp_in([action_in(x) | time]) = (W_action A) x + (W_time time + W_action a + b):
@@ -110,15 +111,15 @@ void Expert::fold_time_mlp(const TensorSource& source) {
     action_in_ = ops_.make_linear(folded_name, folded.data(), width, dims);
 }
 
-float Expert::time_of_step(int step, int steps) {
-    return static_cast<float>(1.0 + step * (-1.0 / steps));
-}
-
-void Expert::set_steps(int steps) {
-    if (steps == steps_) return;
+void Expert::set_times(const std::vector<FlowStep>& steps) {
+    const auto same = [](float time, const FlowStep& step) {
+        return time == static_cast<float>(step.t);
+    };
+    if (std::equal(times_.begin(), times_.end(), steps.begin(), steps.end(), same)) return;
     const int width = config_.expert_width, half = width / 2;
-    for (int s = 0; s < steps; ++s) {
-        const double t = time_of_step(s, steps);
+    times_.clear();
+    for (const FlowStep& step : steps) {
+        const double t = static_cast<float>(step.t);
         for (int i = 0; i < half; ++i) {
             const double fraction = half > 1 ? double(i) / (half - 1) : 0.0;
             const double period =
@@ -133,14 +134,15 @@ void Expert::set_steps(int steps) {
             for (int k = 0; k < width; ++k) sum += double(row[k]) * double(wave_[k]);
             time_row_[o] = static_cast<float>(sum);
         }
-        ops_.write(time_row_.data(), time_table_.below(s, 1));
+        ops_.write(time_row_.data(), time_table_.below(static_cast<int>(times_.size()), 1));
+        times_.push_back(static_cast<float>(step.t));
     }
-    steps_ = steps;
 }
 
-void Expert::set_prefix(int text_layer, Mat keys, Mat values) {
-    for (Layer& l : layers_) {
-        if (l.text_layer != text_layer) continue;
+void Expert::set_prefix(int text_layer, Mat keys, Mat values, LayerSet skip) {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const Layer& l = layers_[i];
+        if (l.text_layer != text_layer || has(skip, static_cast<int>(i))) continue;
         if (l.self) {
             ops_.store_kv(keys, values, l.kv, nullptr);
         } else {
@@ -162,50 +164,68 @@ void Expert::follow(int prefix_tokens) {
     ops_.write(&prefix_tokens, 1, first_);
 }
 
-Mat Expert::velocity(Mat actions, const int* step, Trace* trace, int traced) {
-    const int rows = actions.rows, q = config_.q_width(), kv = config_.kv_width();
-    const Mat x = x_.top(rows), normed = normed_.top(rows), qkv = qkv_.top(rows);
-    const Mat attended = attended_.top(rows), hidden = hidden_.top(rows);
+void Expert::evaluate(Mat actions, const int* step, const Layers& layers, Trace* trace,
+                      int traced) {
+    const int rows = actions.rows;
+    const Mat x = x_.top(rows);
     Trace* first = traced == 0 ? trace : nullptr;
 
-    LinearOptions time, add;
+    LinearOptions time;
     time.bias = time_table_.data;
     time.bias_row = step;
     time.bias_ld = time_table_.ld;
     time.activation = Activation::silu;
-    add.residual = x;
     ops_.linear(actions, action_in_, suffix_.top(rows), time);
     ops_.linear(suffix_.top(rows), time_out_, x, {});
     if (trace) trace->put("mid.suffix_embs.step" + std::to_string(traced), x);
 
-    for (const Layer& l : layers_) {
-        const Mat for_qkv = ops_.operand(normed, l.block.qkv);
-        const Mat for_mlp = ops_.operand(normed, l.block.gate_up);
-        ops_.rms_norm(x, l.block.norm1, config_.rms_eps, for_qkv);
-        const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim,
-                                   l.self ? self_lengths_ : cross_lengths_};
-        if (l.self) {
-            const Mat k = qkv.columns(q, kv), v = qkv.columns(q + kv, kv);
-            ops_.linear(for_qkv, l.block.qkv, qkv, {});
-            ops_.rope_store(qkv.columns(0, q), config_.heads, k, v, rope_.cosine, rope_.sine,
-                            first_, l.kv);
-        } else {
-            // Projected keys get no second RoPE; queries count from 0 and see the prefix only.
-            ops_.linear(for_qkv, l.block.qkv, qkv.columns(0, q), {});
-            ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, nullptr);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const int index = static_cast<int>(i);
+        if (has(layers.skip, index)) continue;
+        const Layer& l = layers_[i];
+        const Mat update = l.update.top(rows);
+        if (has(layers.reuse, index)) {
+            ops_.add(x, update, 1.0f, x);
+            continue;
         }
-        ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
-        ops_.linear(attended, l.block.out, x, add);
-        ops_.rms_norm(x, l.block.norm2, config_.rms_eps, for_mlp);
-        ops_.linear(for_mlp, l.block.gate_up, hidden, {});
-        ops_.linear(hidden, l.block.down, x, add);
+        const bool keep = has(layers.keep, index);
+        if (keep) ops_.copy(x, 1.0f, update);
+        run(l, x);
+        if (keep) ops_.add(x, update, -1.0f, update);
         if (first) first->put("mid.step0.expert_layer" + std::to_string(l.text_layer), x);
     }
-    const Mat final = final_.top(rows), v = velocity_.top(rows);
+    const Mat final = final_.top(rows);
     ops_.rms_norm(x, norm_, config_.rms_eps, final);
     if (first) first->put("mid.step0.expert_out_normed", final);
-    ops_.linear(final, action_out_, v, {});
-    return v;
+    ops_.linear(final, action_out_, velocity(rows), {});
+}
+
+void Expert::run(const Layer& l, Mat x) {
+    const int rows = x.rows, q = config_.q_width(), kv = config_.kv_width();
+    const Mat normed = normed_.top(rows), qkv = qkv_.top(rows);
+    const Mat attended = attended_.top(rows), hidden = hidden_.top(rows);
+    const Mat for_qkv = ops_.operand(normed, l.block.qkv);
+    const Mat for_mlp = ops_.operand(normed, l.block.gate_up);
+    LinearOptions add;
+    add.residual = x;
+    ops_.rms_norm(x, l.block.norm1, config_.rms_eps, for_qkv);
+    const AttentionShape shape{config_.heads, config_.kv_heads, config_.head_dim,
+                               l.self ? self_lengths_ : cross_lengths_};
+    if (l.self) {
+        const Mat k = qkv.columns(q, kv), v = qkv.columns(q + kv, kv);
+        ops_.linear(for_qkv, l.block.qkv, qkv, {});
+        ops_.rope_store(qkv.columns(0, q), config_.heads, k, v, rope_.cosine, rope_.sine, first_,
+                        l.kv);
+    } else {
+        // Projected keys get no second RoPE; queries count from 0 and see the prefix only.
+        ops_.linear(for_qkv, l.block.qkv, qkv.columns(0, q), {});
+        ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, nullptr);
+    }
+    ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
+    ops_.linear(attended, l.block.out, x, add);
+    ops_.rms_norm(x, l.block.norm2, config_.rms_eps, for_mlp);
+    ops_.linear(for_mlp, l.block.gate_up, hidden, {});
+    ops_.linear(hidden, l.block.down, x, add);
 }
 
 }  // namespace smolvla

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/block.h"
+#include "model/schedule.h"
 #include "model/trace.h"
 
 namespace smolvla {
@@ -12,20 +13,26 @@ public:
 
     // Keys (after RoPE) and values [n, kv_width] of a text layer. Cross layers project them here,
     // once per call and not once per step: they depend on the prefix only.
-    void set_prefix(int text_layer, Mat keys, Mat values);
+    // Nothing is made for layers that are skipped.
+    void set_prefix(int text_layer, Mat keys, Mat values, LayerSet skip);
 
-    // The time half of action_time_mlp_in for `steps` <= kMaxSteps, a table of `steps` vectors.
-    void set_steps(int steps);
+    // The time half of action_time_mlp_in for the times of these steps, a table of vectors.
+    void set_times(const std::vector<FlowStep>& steps);
 
     // Actions follow this many tokens of the prefix.
     void follow(int prefix_tokens);
 
-    // Velocity [rows, max_action_dim] of actions x [rows, max_action_dim] at step *step, an int of
-    // the backend's. `traced` is the same number where there is a trace.
-    Mat velocity(Mat x, const int* step, Trace* trace, int traced);
+    // Which of its layers are the identity, which add what they added when they last ran, and which
+    // keep that for later.
+    struct Layers {
+        LayerSet skip = 0, reuse = 0, keep = 0;
+    };
 
-    // t_k = 1 - k / N, as LeRobot computes it: python double, then float32.
-    static float time_of_step(int step, int steps);
+    // Computes the velocity of actions x [rows, max_action_dim] at step *step, an int of the
+    // backend's. `traced` is the evaluation's number where there is a trace.
+    void evaluate(Mat x, const int* step, const Layers& layers, Trace* trace, int traced);
+    // Where it is: [rows, max_action_dim].
+    Mat velocity(int rows) const { return velocity_.top(rows); }
 
 private:
     struct Layer {
@@ -34,7 +41,9 @@ private:
         bool self;
         const Linear *cross_k, *cross_v;
         KvStore* kv;
+        Mat update;  // what it last added to its rows
     };
+    void run(const Layer& layer, Mat x);
     void fold_time_mlp(const TensorSource& source);
 
     const ModelConfig config_;
@@ -47,7 +56,7 @@ private:
         *time_bias_;                      // [expert_width, expert_width], the time half; its bias
     std::vector<float> wave_, time_row_;  // of one step
     Mat time_table_;
-    int steps_ = 0;
+    std::vector<float> times_;  // of its rows
     std::vector<int> host_lengths_;
     int *self_lengths_, *cross_lengths_;  // keys of each action token
     int* first_;                          // where the actions' own keys begin

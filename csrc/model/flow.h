@@ -1,5 +1,5 @@
-// Flow matching: Euler steps from noise at t = 1 to actions at t = 0, with real-time chunking's
-// guidance towards the rest of the previous chunk.
+// Flow matching: steps from noise at t = 1 to actions at t = 0, with real-time chunking's guidance
+// towards the rest of the previous chunk, or begun with it.
 #pragma once
 
 #include <functional>
@@ -20,6 +20,20 @@ struct Guidance {
     float max_weight = 10.0f;
 };
 
+// What is left of the previous chunk, to begin with instead of noise.
+struct Rest {
+    const float* values = nullptr;  // [rows, dims] in model space; null: there is none
+    int rows = 0, dims = 0;
+};
+
+// What one call takes beside the prefix.
+struct FlowInput {
+    const float* noise;  // [plan.rows, max_action_dim]
+    Plan plan;
+    Guidance guidance = {};
+    Rest rest = {};  // looked at with plan.warm_start alone
+};
+
 // Weight of each step of a chunk: ones up to the delay, the schedule up to the horizon, then zeros.
 void guidance_weights(const Guidance& guidance, std::vector<float>& weights);
 // min(max, (1 - tau) / tau * ((1 - tau)^2 + tau^2) / (1 - tau)^2), tau = 1 - t; max at tau = 0.
@@ -29,25 +43,54 @@ class Flow {
 public:
     Flow(const ModelConfig& config, Backend& ops, Expert& expert);
 
-    // noise, out: [rows, max_action_dim] of the host's, rows <= chunk_size. `check` runs between
-    // steps and may throw.
-    void run(const float* noise, int rows, int steps, const Guidance& guidance, int prefix_tokens,
-             float* out, Trace* trace, const std::function<void()>& check);
-    // Records the stage of a step of so many rows.
-    void record(int rows, bool guided);
+    // out: [rows, max_action_dim] of the host's. Returns how often the velocity was evaluated.
+    // `check` runs between steps and may throw.
+    int run(const FlowInput& input, int prefix_tokens, float* out, Trace* trace,
+            const std::function<void()>& check);
+    // Records the stages of a plan's steps.
+    void record(const Plan& plan, bool guided);
 
 private:
-    void prepare(const Guidance& guidance, int rows, int steps);
-    void step(int rows, bool guided, Trace* trace, int traced);
+    // How steps are made, the same for all of a call.
+    struct Way {
+        int rows;
+        bool guided, ab2, estimate;
+        Expert::Layers layers;
+        StageKey key(const char* name) const {
+            return {name, rows, guided | ab2 << 1 | estimate << 2,
+                    0,    0,    {layers.skip, layers.reuse, layers.keep}};
+        }
+    };
+    Way way(const Plan& plan, bool guided, int evaluation) const;
+    void begin(const FlowInput& input);
+    void write_schedule(const Guidance& guidance);
+    void write_guidance(const Guidance& guidance, int rows);
+    Pull pull(const Way& way) const;
+    void evaluate(const Way& way, Trace* trace, int traced);
+    void estimate(const Way& way);
+    void update(const Way& way);
+    void step(const Way& way, Trace* trace, int traced);
+    // The next step is row `row` of the schedule.
+    void run_step(const Way& way, Trace* trace, int evaluation, int row);
+    void first_half(const Way& way, Trace* trace);
+    void look_half_way(const Way& way, Trace* trace);
+    int run_adaptive(const Way& way, const Plan& plan, Trace* trace,
+                     const std::function<void()>& check);
+    bool settled(const Plan& plan);
+    double cosine(int rows);
 
     const ModelConfig config_;
     Backend& ops_;
     Expert& expert_;
     Mat x_, previous_;
-    Mat weight_;    // [1, chunk_size]: how much each row is pulled
-    Mat schedule_;  // of each step dt, t and the gain of guidance
-    int* step_;     // the next one
-    std::vector<float> staged_;
+    Mat last_;                          // the velocity before, of ab2 and of adaptive plans
+    Mat estimate_, new_estimate_;       // of the chunk: x - t v
+    Mat sums_;                          // of a comparison of rows
+    Mat weight_;                        // [1, chunk_size]: how much each row is pulled
+    Mat schedule_, estimate_schedule_;  // rows as flow_update takes them
+    int* step_;                         // the next one
+    Schedule steps_;
+    std::vector<float> staged_, compared_;
 };
 
 }  // namespace smolvla

@@ -127,7 +127,7 @@ void Prefix::add_state(const float* state) {
     ops_.linear(state_, state_in_, next_rows(1), {});
 }
 
-int Prefix::run(Trace* trace) {
+int Prefix::run(const Plan& plan, Trace* trace) {
     const int n = count_;
     // Images and text attend to each other; only the state token attends to itself.
     const int rows = trace ? n : ops_.stage_rows(n);
@@ -135,18 +135,23 @@ int Prefix::run(Trace* trace) {
     host_lengths_[static_cast<size_t>(n - 1)] = n;
     ops_.write(host_lengths_.data(), static_cast<size_t>(rows), lengths_);
     if (trace)
-        run_layers(rows, trace);
+        run_layers(plan, rows, trace);
     else
-        ops_.stage({"prefix", rows}, [&] { run_layers(rows, nullptr); });
+        run_stage(plan, rows, false);
     return n;
 }
 
-void Prefix::record(int tokens) {
-    const int rows = ops_.stage_rows(tokens);
-    ops_.record_stage({"prefix", rows}, [&] { run_layers(rows, nullptr); });
+void Prefix::record(const Plan& plan, int tokens) {
+    run_stage(plan, ops_.stage_rows(tokens), true);
 }
 
-void Prefix::run_layers(int n, Trace* trace) {
+void Prefix::run_stage(const Plan& plan, int rows, bool record) {
+    const StageKey key{"prefix", rows, 0, 0, 0, {plan.skip_vlm, plan.skip_expert}};
+    const auto body = [&] { run_layers(plan, rows, nullptr); };
+    record ? ops_.record_stage(key, body) : ops_.stage(key, body);
+}
+
+void Prefix::run_layers(const Plan& plan, int n, Trace* trace) {
     const int q = config_.q_width(), kv = config_.kv_width();
     const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
     const Mat attended = attended_.top(n);
@@ -157,24 +162,25 @@ void Prefix::run_layers(int n, Trace* trace) {
     add.residual = x;
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Block& l = layers_[i];
-        const bool last = i + 1 == layers_.size();
+        const int index = static_cast<int>(i);
+        const bool last = i + 1 == layers_.size(), ends = last || has(plan.skip_vlm, index);
         const int queries = last ? 0 : q;  // columns of q in front of k
         const Mat k = qkv.columns(queries, kv), v = qkv.columns(queries + kv, kv);
         const Mat for_qkv = ops_.operand(normed, l.qkv);
         ops_.rms_norm(x, l.norm1, config_.rms_eps, for_qkv);
         ops_.linear(for_qkv, l.qkv, qkv.columns(0, queries + 2 * kv), {});
-        if (last)
+        if (ends)
             ops_.rope(k, config_.kv_heads, rope_.cosine, rope_.sine, nullptr);
         else
             ops_.rope_store(qkv.columns(0, q), config_.heads, k, v, rope_.cosine, rope_.sine,
                             nullptr, kv_);
-        expert_.set_prefix(static_cast<int>(i), k, v);
+        expert_.set_prefix(index, k, v, plan.skip_expert);
         if (trace) {
             const std::string name = "out.kv." + std::to_string(i);
             trace->put_heads(name + ".key", k, config_.kv_heads);
             trace->put_heads(name + ".value", v, config_.kv_heads);
         }
-        if (last) break;
+        if (ends) continue;
         ops_.attention(qkv.columns(0, q), kv_, shape, attended);
         ops_.linear(attended, l.out, x, add);
         const Mat for_mlp = ops_.operand(normed, l.gate_up);

@@ -18,16 +18,17 @@ public:
     void add_image(Mat tokens, bool masked);
     void add_text(const int* ids, int count);
     void add_state(const float* state);  // [max_state_dim], normalised, zero-padded
-    // Runs the layers and hands each layer's keys and values to the expert. Returns the token
-    // count.
-    int run(Trace* trace);
+    // Runs the layers and hands each layer's keys and values to the expert, those of skipped layers
+    // too, which pass on what they got. Returns the token count.
+    int run(const Plan& plan, Trace* trace);
     // Records the stage that a prefix of so many tokens runs.
-    void record(int tokens);
+    void record(const Plan& plan, int tokens);
 
 private:
     void load_embedding(TensorSource& source);
     void add_special(int id);
-    void run_layers(int rows, Trace* trace);
+    void run_stage(const Plan& plan, int rows, bool record);
+    void run_layers(const Plan& plan, int rows, Trace* trace);
     Mat next_rows(int count);
 
     const ModelConfig config_;

@@ -86,6 +86,13 @@ Vision::Vision(const ModelConfig& c, const TensorSource& source, Backend& ops)
     shuffled_ = ops.make_activation(c.max_image_tokens(), joined, width);
     lengths_ = ops.make_ints(static_cast<size_t>(patches));
     ids_.assign(static_cast<size_t>(patches), 0);
+    patch_ids_ = ops.make_ints(static_cast<size_t>(patches));
+    block_ids_ = ops.make_ints(static_cast<size_t>(c.max_image_tokens()));
+    picked_positions_ = ops.make_mat(patches, width);
+    new_tokens_ = ops.make_mat(c.max_image_tokens(), c.text_width);
+    old_tokens_ = ops.make_mat(c.max_image_tokens(), c.text_width);
+    sums_ = ops.make_mat(c.max_image_tokens(), 5);
+    host_sums_.reserve(size_t(5) * c.max_image_tokens());
 }
 
 ImageGrid Vision::grid(int height, int width) const {
@@ -128,57 +135,143 @@ void Vision::use(const ImageGrid& g) {
     used_ = g;
 }
 
-void Vision::encode(const float* pixels, int height, int width, Mat tokens, Trace* trace,
-                    int index) {
-    const ImageGrid g = grid(height, width);
-    use(g);
-    if (!trace)
-        return ops_.stage({"vision", height, width, index},
-                          [&] { run(g, pixels, height, width, tokens, nullptr, {}); });
-    const std::string suffix = "." + std::to_string(index);
-    trace->put("mid.pixels" + suffix, {1, 3, height, width},
-               {const_cast<float*>(pixels), 3 * height, width, width});
-    run(g, pixels, height, width, tokens, trace, suffix);
+StageKey Vision::key(const Pass& p, int index) const {
+    const char* name = !p.kept ? "vision" : p.blocks == 0 ? "vision kept" : "vision blocks";
+    return {name, p.height, p.width, index, p.blocks, {p.skip}};
 }
 
-void Vision::run(const ImageGrid& g, const float* pixels, int height, int width, Mat tokens,
-                 Trace* trace, const std::string& suffix) {
-    const int n = g.patches(), w = config_.vision_width;
-    const Mat x = x_.top(n), normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
-    const Mat attended = attended_.top(n), patches = patches_.top(n);
+void Vision::encode(const float* pixels, int height, int width, LayerSet skip, Mat tokens,
+                    Trace* trace, int index) {
+    Pass p{grid(height, width), pixels, height, width, skip, nullptr};
+    p.tokens = tokens;
+    use(p.grid);
+    if (!trace) return ops_.stage(key(p, index), [&] { run(p); });
+    p.trace = trace;
+    p.suffix = "." + std::to_string(index);
+    trace->put("mid.pixels" + p.suffix, {1, 3, height, width},
+               {const_cast<float*>(pixels), 3 * height, width, width});
+    run(p);
+}
+
+Vision::Kept Vision::make_kept() {
+    const int heads = config_.vision_heads;
+    Kept kept;
+    for (size_t i = 0; i < layers_.size(); ++i)
+        kept.kv.push_back(ops_.make_kv(heads, config_.vision_width / heads, config_.max_patches()));
+    kept.tokens = ops_.make_mat(config_.max_image_tokens(), config_.text_width);
+    return kept;
+}
+
+void Vision::encode_kept(const float* pixels, int height, int width, LayerSet skip, Kept& kept,
+                         int index) {
+    Pass p{grid(height, width), pixels, height, width, skip, &kept};
+    p.tokens = kept.tokens.top(p.grid.tokens(config_.scale_factor));
+    use(p.grid);
+    ops_.stage(key(p, index), [&] { run(p); });
+}
+
+float Vision::encode_blocks(const float* pixels, int height, int width, LayerSet skip,
+                            const int* blocks, int count, const std::function<bool(int)>& clean,
+                            Kept& kept, int index) {
+    Pass p{grid(height, width), pixels, height, width, skip, &kept, count};
+    use(p.grid);
+    const int scale = config_.scale_factor, across = p.grid.side / scale;
+    size_t row = 0;
+    for (int i = 0; i < count; ++i)
+        for (int dy = 0; dy < scale; ++dy)
+            for (int dx = 0; dx < scale; ++dx)
+                ids_[row++] = (blocks[i] / across * scale + dy) * p.grid.side +
+                              blocks[i] % across * scale + dx;
+    ops_.write(ids_.data(), row, patch_ids_);
+    ops_.write(blocks, static_cast<size_t>(count), block_ids_);
+    ops_.stage(key(p, index), [&] { run(p); });
+
+    host_sums_.resize(size_t(count) * sums_.cols);
+    ops_.read(sums_.top(count), host_sums_.data());
+    float most = -1;
+    for (int i = 0; i < count; ++i) {
+        const float* sums = &host_sums_[size_t(i) * sums_.cols];  // of new and old tokens
+        if (clean(i)) most = std::max(most, std::sqrt(sums[3] / std::max(sums[1], 1e-30f)));
+    }
+    return most;
+}
+
+void Vision::record_kept(const float* pixels, int height, int width, LayerSet skip, Kept& kept,
+                         int count, int index) {
+    Pass p{grid(height, width), pixels, height, width, skip, &kept, count};
+    p.tokens = kept.tokens.top(p.grid.tokens(config_.scale_factor));
+    ops_.record_stage(key(p, index), [&] { run(p); });
+}
+
+void Vision::run(const Pass& p) {
+    const int all = p.grid.patches(), scale = config_.scale_factor;
+    const int n = p.blocks ? p.blocks * scale * scale : all;
+    const Mat x = x_.top(n), patches = patches_.top(n), normed = normed_.top(n);
+    ops_.patchify(p.pixels, p.height, p.width, config_.patch_size, p.blocks ? patch_ids_ : nullptr,
+                  patches);
+    LinearOptions embed;
+    embed.residual = positions(p.grid);
+    if (p.blocks) {
+        embed.residual = picked_positions_.top(n);
+        ops_.pick_rows(positions(p.grid), patch_ids_, embed.residual);
+    }
+    ops_.linear(patches, patch_, x, embed);
+    if (p.trace) p.trace->put("mid.vision_embed" + p.suffix, x);
+
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (has(p.skip, static_cast<int>(i))) continue;
+        run_layer(i, p, x);
+        if (p.trace) p.trace->put("mid.vision_layer" + std::to_string(i) + p.suffix, x);
+    }
+    ops_.layer_norm(x, norm_weight_, norm_bias_, config_.vision_eps, normed);
+    if (p.trace) p.trace->put("out.vision" + p.suffix, normed);
+    put_tokens(p);
+}
+
+void Vision::run_layer(size_t index, const Pass& p, Mat x) {
+    const int n = x.rows, w = config_.vision_width;
+    const Layer& l = layers_[index];
+    const Mat normed = normed_.top(n), qkv = qkv_.top(n), hidden = hidden_.top(n);
+    const Mat attended = attended_.top(n);
+    const Mat for_qkv = ops_.operand(normed, l.qkv), for_up = ops_.operand(normed, l.up);
     const AttentionShape shape{config_.vision_heads, config_.vision_heads, w / config_.vision_heads,
                                lengths_};
-
-    ops_.patchify(pixels, height, width, config_.patch_size, patches);
-    LinearOptions embed;
-    embed.residual = positions(g);
-    ops_.linear(patches, patch_, x, embed);
-    if (trace) trace->put("mid.vision_embed" + suffix, x);
-
+    KvStore* kv = p.kept ? p.kept->kv[index] : kv_;
     LinearOptions add, gelu;
     add.residual = x;
     gelu.activation = Activation::gelu_tanh;
-    for (size_t i = 0; i < layers_.size(); ++i) {
-        const Layer& l = layers_[i];
-        const Mat for_qkv = ops_.operand(normed, l.qkv), for_up = ops_.operand(normed, l.up);
-        ops_.layer_norm(x, l.norm1_weight, l.norm1_bias, config_.vision_eps, for_qkv);
-        ops_.linear(for_qkv, l.qkv, qkv, {});
-        ops_.store_kv(qkv.columns(w, w), qkv.columns(2 * w, w), kv_, 0);
-        ops_.attention(qkv.columns(0, w), kv_, shape, attended);
-        ops_.linear(attended, l.out, x, add);
-        ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, for_up);
-        gelu.column_scale = l.down_scale;
-        ops_.linear(for_up, l.up, hidden, gelu);
-        ops_.linear(hidden, l.down, x, add);
-        if (trace) trace->put("mid.vision_layer" + std::to_string(i) + suffix, x);
-    }
-    ops_.layer_norm(x, norm_weight_, norm_bias_, config_.vision_eps, normed);
-    if (trace) trace->put("out.vision" + suffix, normed);
+    gelu.column_scale = l.down_scale;
+    ops_.layer_norm(x, l.norm1_weight, l.norm1_bias, config_.vision_eps, for_qkv);
+    ops_.linear(for_qkv, l.qkv, qkv, {});
+    if (p.blocks)
+        ops_.scatter_kv(qkv.columns(w, w), qkv.columns(2 * w, w), kv, patch_ids_);
+    else
+        ops_.store_kv(qkv.columns(w, w), qkv.columns(2 * w, w), kv, nullptr);
+    ops_.attention(qkv.columns(0, w), kv, shape, attended);
+    ops_.linear(attended, l.out, x, add);
+    ops_.layer_norm(x, l.norm2_weight, l.norm2_bias, config_.vision_eps, for_up);
+    ops_.linear(for_up, l.up, hidden, gelu);
+    ops_.linear(hidden, l.down, x, add);
+}
 
-    const Mat shuffled = shuffled_.top(g.tokens(config_.scale_factor));
-    ops_.pixel_shuffle(normed, g.side, config_.scale_factor, shuffled);
-    ops_.linear(shuffled, connector_, tokens, {});
-    if (trace) trace->put("out.connector" + suffix, tokens);
+// Pixel shuffle and connector. Blocks by themselves lie one after the other, in rows of patches: a
+// picture that is one block wide.
+void Vision::put_tokens(const Pass& p) {
+    const int scale = config_.scale_factor;
+    if (p.blocks == 0) {
+        const Mat shuffled = shuffled_.top(p.grid.tokens(scale));
+        ops_.pixel_shuffle(normed_.top(p.grid.patches()), p.grid.side, scale, shuffled);
+        ops_.linear(shuffled, connector_, p.tokens, {});
+        if (p.trace) p.trace->put("out.connector" + p.suffix, p.tokens);
+        return;
+    }
+    const Mat shuffled = shuffled_.top(p.blocks), made = new_tokens_.top(p.blocks);
+    const Mat old = old_tokens_.top(p.blocks);
+    ops_.pixel_shuffle(normed_.top(p.blocks * scale * scale), scale, scale, shuffled);
+    ops_.linear(shuffled, connector_, made, {});
+    ops_.pick_rows(p.kept->tokens, block_ids_, old);
+    ops_.compare(made, old, config_.text_width, sums_.top(p.blocks));
+    ops_.put_rows(made, block_ids_, p.kept->tokens);
 }
 
 }  // namespace smolvla

@@ -15,16 +15,17 @@ void Engine::warm_up(const WarmUp& calls, const std::function<void(int, int)>& p
     const int longest = config_.max_prefix(), cameras = config_.max_cameras;
     int buckets = 0;
     for (int n = 1; n <= longest; n = ops_->stage_rows(n) + 1) ++buckets;
-    const int all = cameras + 2 + buckets + 2;
+    const int all = cameras + 2 + buckets + 2 + static_cast<int>(calls.cached.size());
     int done = 0;
     const auto one_more = [&] {
         progress(done++, all);
         check_();
     };
 
-    const std::vector<float> noise(static_cast<size_t>(calls.rows) * config_.max_action_dim, 0.0f);
-    const FlowInput flow{noise.data(), calls.rows, calls.steps, {}};
-    check_flow(flow);
+    const Plan& plan = calls.plan;
+    check_plan(config_, plan);
+    const std::vector<float> noise(static_cast<size_t>(plan.rows) * config_.max_action_dim, 0.0f);
+    const FlowInput flow{noise.data(), plan, {}, {}};
     const size_t bytes = size_t(3) * calls.frame_height * calls.frame_width;
     const std::vector<uint8_t> black(bytes, 0);
     const std::vector<int> tokens(static_cast<size_t>(config_.tokenizer_max_length), 0);
@@ -34,22 +35,29 @@ void Engine::warm_up(const WarmUp& calls, const std::function<void(int, int)>& p
     Mat images[kMaxCameras];
     for (int i = 0; i < cameras; ++i) {
         one_more();
-        images[i] = see(i, frame);
+        images[i] = see(i, frame, {plan, nullptr, 0}, -1, nullptr);
+    }
+    const int height = config_.resize_height ? config_.resize_height : frame.height;
+    const int width = config_.resize_width ? config_.resize_width : frame.width;
+    for (const int camera : calls.cached) {
+        one_more();
+        if (plan.caching && kept_->serves(height, width))
+            kept_->record(camera, pixels_, height, width, plan.skip_vision);
     }
     one_more();
     std::fill(state_.begin(), state_.end(), 0.0f);
     fill_prefix(images, cameras, tokens.data(), static_cast<int>(tokens.size()), state_.data());
-    const int prefix_tokens = prefix_->run(nullptr);  // not kept: denoise() wants a prefill()
+    const int prefix_tokens = prefix_->run(plan, nullptr);  // not kept: denoise() wants a prefill()
     one_more();
     run_flow(flow, prefix_tokens, sampled_.data(), nullptr);
 
     for (int n = 1; n <= longest; n = ops_->stage_rows(n) + 1) {
         one_more();
-        prefix_->record(std::min(n, longest));
+        prefix_->record(plan, std::min(n, longest));
     }
     for (const bool guided : {false, true}) {
         one_more();
-        flow_->record(calls.rows, guided);
+        flow_->record(plan, guided);
     }
     progress(all, all);
     ready_ = true;

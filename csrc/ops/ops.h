@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -75,9 +76,11 @@ struct Pull {
 };
 
 // What a recorded stage was recorded for: everything about it that is not in the backend's memory.
+// layers: sets of layers that are left out, or treated in another way.
 struct StageKey {
     const char* name;
-    int a = 0, b = 0, c = 0;
+    int a = 0, b = 0, c = 0, d = 0;
+    uint64_t layers[3] = {};
 };
 
 // Calls a function object that outlives it; unlike std::function it never allocates.
@@ -210,6 +213,8 @@ public:
     // Writes rows of keys and values [rows, kv_heads * head_dim] at positions *first... (null: 0).
     // Keys, values and q are float32 or of activation_storage(head_dim).
     virtual void store_kv(Mat keys, Mat values, KvStore* kv, const int* first) = 0;
+    // The same for rows at positions[i], each position once; others keep what they hold.
+    virtual void scatter_kv(Mat keys, Mat values, KvStore* kv, const int* positions) = 0;
     // What a layer does before it attends to itself: rotates q and keys as `rope` does, q with
     // `heads` heads, then stores keys and values. Three operations, or one where starting costs.
     virtual void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine,
@@ -219,8 +224,17 @@ public:
     // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
     virtual void letterbox(const Frame& frame, float* pixels, int height, int width) = 0;
     // pixels [3, height, width] -> rows [patches, 3 * patch * patch] in (channel, y, x) order,
-    // activations.
-    virtual void patchify(const float* pixels, int height, int width, int patch, Mat rows) = 0;
+    // activations. Row i is patch ids[i] (null: i).
+    virtual void patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                          Mat rows) = 0;
+    // How far pixels are from a reference, both [3, height, width] in [-1, 1], for every block of
+    // scale x scale patches: the mean of |difference| / 2 over the patch where it is largest.
+    // change: [1, blocks].
+    virtual void block_change(const float* pixels, const float* reference, int height, int width,
+                              int patch, int scale, Mat change) = 0;
+    // Copies the blocks `ids` of side x side pixels.
+    virtual void copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                             int count, float* to) = 0;
     // Row (Y, X) of `out` joins the scale x scale rows of x around it, y slow and x fast; the rows
     // of x form a side x side grid. Activations of one storage.
     virtual void pixel_shuffle(Mat x, int side, int scale, Mat out) = 0;
@@ -229,9 +243,19 @@ public:
                              Mat out) = 0;
     // y = x * scale; x float32, y activations.
     virtual void copy(Mat x, float scale, Mat y) = 0;
+    // out[i] = x[ids[i]] and out[ids[i]] = x[i], float32; ids of make_ints.
+    virtual void pick_rows(Mat x, const int* ids, Mat out) = 0;
+    virtual void put_rows(Mat x, const int* ids, Mat out) = 0;
+    // y = x + z * scale, float32; y may be x or z.
+    virtual void add(Mat x, Mat z, float scale, Mat y) = 0;
+    // Of each row of a and b, float32, over their first `columns`: sums[i] = {sum a b, sum a a,
+    // sum b b, sum (a - b)^2, max |a - b|}; NaN where a row holds one.
+    virtual void compare(Mat a, Mat b, int columns, Mat sums) = 0;
     // x <- x + dt * v, where v is first pulled: v <- v - gain * (previous - (x - t v)) *
-    // weight[row]. dt, t and gain are the first three numbers of row *step of `schedule`.
-    virtual void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) = 0;
+    // weight[row]. Row *step of `schedule` is {dt, t, gain, now, before}. With `last` the step is
+    // dt * (now * v + before * last), and last becomes v.
+    virtual void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+                             Mat last) = 0;
 
 private:
     double moments_[kMoments] = {};  // of the host's clock, in milliseconds

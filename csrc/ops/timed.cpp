@@ -167,6 +167,13 @@ void TimedBackend::store_kv(Mat keys, Mat values, KvStore* kv, const int* first)
           [&] { backend_->store_kv(keys, values, kv, first); });
 }
 
+void TimedBackend::scatter_kv(Mat keys, Mat values, KvStore* kv, const int* positions) {
+    if (!recording()) return backend_->scatter_kv(keys, values, kv, positions);
+    const int64_t written = int64_t{2} * keys.rows * keys.cols * kv_element_bytes_;
+    timed(record_of("scatter_kv", keys, bytes_of(keys) + bytes_of(values) + written),
+          [&] { backend_->scatter_kv(keys, values, kv, positions); });
+}
+
 void TimedBackend::attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) {
     if (!recording()) return backend_->attention(q, kv, s, out);
     int64_t products = 0;
@@ -195,10 +202,30 @@ void TimedBackend::letterbox(const Frame& frame, float* pixels, int height, int 
     timed(r, [&] { backend_->letterbox(frame, pixels, height, width); });
 }
 
-void TimedBackend::patchify(const float* pixels, int height, int width, int patch, Mat rows) {
-    if (!recording()) return backend_->patchify(pixels, height, width, patch, rows);
+void TimedBackend::patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                            Mat rows) {
+    if (!recording()) return backend_->patchify(pixels, height, width, patch, ids, rows);
     timed(record_of("patchify", rows, int64_t{4} * rows.rows * rows.cols + bytes_of(rows)),
-          [&] { backend_->patchify(pixels, height, width, patch, rows); });
+          [&] { backend_->patchify(pixels, height, width, patch, ids, rows); });
+}
+
+void TimedBackend::block_change(const float* pixels, const float* reference, int height, int width,
+                                int patch, int scale, Mat change) {
+    if (!recording())
+        return backend_->block_change(pixels, reference, height, width, patch, scale, change);
+    timed(record_of("block_change", change, int64_t{24} * height * width),
+          [&] { backend_->block_change(pixels, reference, height, width, patch, scale, change); });
+}
+
+void TimedBackend::copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                               int count, float* to) {
+    if (!recording()) return backend_->copy_blocks(pixels, height, width, side, ids, count, to);
+    TimedRecord r;
+    r.kind = "copy_blocks";
+    r.rows = count;
+    r.in = r.out = 3 * side * side;
+    r.bytes = int64_t{8} * r.rows * r.in;
+    timed(r, [&] { backend_->copy_blocks(pixels, height, width, side, ids, count, to); });
 }
 
 void TimedBackend::pixel_shuffle(Mat x, int side, int scale, Mat out) {
@@ -220,10 +247,36 @@ void TimedBackend::copy(Mat x, float scale, Mat y) {
     timed(record_of("copy", x, bytes_of(x) + bytes_of(y)), [&] { backend_->copy(x, scale, y); });
 }
 
-void TimedBackend::flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) {
-    if (!recording()) return backend_->flow_update(x, v, schedule, step, pull);
-    timed(record_of("flow_update", x, 2 * bytes_of(x) + bytes_of(v) + bytes_of(pull.previous)),
-          [&] { backend_->flow_update(x, v, schedule, step, pull); });
+void TimedBackend::pick_rows(Mat x, const int* ids, Mat out) {
+    if (!recording()) return backend_->pick_rows(x, ids, out);
+    timed(record_of("pick_rows", out, 2 * bytes_of(out)),
+          [&] { backend_->pick_rows(x, ids, out); });
+}
+
+void TimedBackend::put_rows(Mat x, const int* ids, Mat out) {
+    if (!recording()) return backend_->put_rows(x, ids, out);
+    timed(record_of("put_rows", x, 2 * bytes_of(x)), [&] { backend_->put_rows(x, ids, out); });
+}
+
+void TimedBackend::add(Mat x, Mat z, float scale, Mat y) {
+    if (!recording()) return backend_->add(x, z, scale, y);
+    timed(record_of("add", x, bytes_of(x) + bytes_of(z) + bytes_of(y)),
+          [&] { backend_->add(x, z, scale, y); });
+}
+
+void TimedBackend::compare(Mat a, Mat b, int columns, Mat sums) {
+    if (!recording()) return backend_->compare(a, b, columns, sums);
+    timed(record_of("compare", a, bytes_of(a) + bytes_of(b)),
+          [&] { backend_->compare(a, b, columns, sums); });
+}
+
+void TimedBackend::flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+                               Mat last) {
+    if (!recording()) return backend_->flow_update(x, v, schedule, step, pull, last);
+    const int64_t moved =
+        2 * bytes_of(x) + bytes_of(v) + bytes_of(pull.previous) + 2 * bytes_of(last);
+    timed(record_of("flow_update", x, moved),
+          [&] { backend_->flow_update(x, v, schedule, step, pull, last); });
 }
 
 }  // namespace smolvla

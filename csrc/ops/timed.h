@@ -110,15 +110,26 @@ public:
     void rms_norm(Mat x, const float* weight, float eps, Mat y) override;
     void rope(Mat x, int heads, Mat cosine, Mat sine, const int* first) override;
     void store_kv(Mat keys, Mat values, KvStore* kv, const int* first) override;
+    void scatter_kv(Mat keys, Mat values, KvStore* kv, const int* positions) override;
     void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine, const int* first,
                     KvStore* kv) override;
     void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) override;
     void letterbox(const Frame& frame, float* pixels, int height, int width) override;
-    void patchify(const float* pixels, int height, int width, int patch, Mat rows) override;
+    void patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                  Mat rows) override;
+    void block_change(const float* pixels, const float* reference, int height, int width, int patch,
+                      int scale, Mat change) override;
+    void copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                     int count, float* to) override;
     void pixel_shuffle(Mat x, int side, int scale, Mat out) override;
     void gather_rows(const Table& table, const int* ids, int count, float scale, Mat out) override;
     void copy(Mat x, float scale, Mat y) override;
-    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) override;
+    void pick_rows(Mat x, const int* ids, Mat out) override;
+    void put_rows(Mat x, const int* ids, Mat out) override;
+    void add(Mat x, Mat z, float scale, Mat y) override;
+    void compare(Mat a, Mat b, int columns, Mat sums) override;
+    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+                     Mat last) override;
 
 private:
     bool recording() const { return capacity_ != 0; }

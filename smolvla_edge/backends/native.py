@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from smolvla_edge.rtc import Guidance
     from smolvla_edge.safetensors_file import TensorEntry
 
-IMPLEMENTED = frozenset({"steps", "horizon"})
+IMPLEMENTED = frozenset(
+    {
+        "steps",
+        "horizon",
+        "solver",
+        "schedule",
+        "skip",
+        "cache",
+        "warm_start",
+        "adaptive",
+        "stop",
+    }
+)
 
 
 class NativeBackend:
@@ -82,7 +94,8 @@ class NativeBackend:
 
         Raises InputError for an impossible frame, BackendError when memory runs out.
         """
-        self._engine.warm_up(*frame, plan.rows(self._model.chunk_size), plan.steps, progress)
+        cameras = [] if plan.cache is None else list(range(self._model.max_cameras))
+        self._engine.warm_up(*frame, self._plan(plan), cameras, progress)
 
     def write_packed(self, path: str | os.PathLike[str], bundle: str, config: str) -> None:
         """Keep the weights as they lie in memory; see packed_cache.py. Raises BackendError."""
@@ -101,7 +114,8 @@ class NativeBackend:
         return [dict(row) for row in self._engine.linears()]
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        image_tokens: np.ndarray = self._engine.encode_images(pixels)
+        exact = self._plan(None)
+        image_tokens: np.ndarray = self._engine.encode_images(pixels, exact)
         return image_tokens
 
     def prefill(
@@ -112,7 +126,10 @@ class NativeBackend:
         token_mask: np.ndarray,
         state: np.ndarray,
     ) -> int:
-        return int(self._engine.prefill(image_tokens, camera_mask, tokens, token_mask, state))
+        exact = self._plan(None)
+        return int(
+            self._engine.prefill(image_tokens, camera_mask, tokens, token_mask, state, exact)
+        )
 
     def denoise(
         self,
@@ -175,15 +192,14 @@ class NativeBackend:
         rtc: Guidance | None = None,
         state_is_normalized: bool = False,
     ) -> PredictResult:
-        steps, horizon = self._knobs(plan)
         result = self._engine.predict(
             list(frames),
             tokens,
             state,
             noise,
-            steps,
-            horizon,
+            self._plan(plan),
             None if rtc is None else rtc.to_engine(),
+            None,
             state_is_normalized,
         )
         return PredictResult(result["normalized"], result["actions"], result["timings"])
@@ -198,17 +214,46 @@ class NativeBackend:
         """End recording: {"ops": [...], "stages": [...], "overwritten": n}."""
         return dict(self._engine.take_records())
 
-    def _knobs(self, plan: Plan | None) -> tuple[int, int]:
+    def _plan(self, plan: Plan | None) -> dict[str, Any]:
+        """The plan as the engine takes it. Raises PlanError."""
         plan = plan or Plan.exact(self._model.num_steps)
         plan.require(IMPLEMENTED, self.name)
-        return plan.steps, plan.rows(self._model.chunk_size)
+        return engine_plan(plan, plan.rows(self._model.chunk_size))
 
     def _flow(
         self, plan: Plan | None, prev: np.ndarray | None, delay: int, execution_horizon: int | None
-    ) -> tuple[int, int, dict[str, Any] | None]:
-        """(steps, horizon, rtc) as the engine takes them."""
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, np.ndarray | None]:
+        """(plan, rtc, rest of the last chunk) as the engine takes them."""
         guidance = self._contract.guidance(prev, delay, execution_horizon)
-        return *self._knobs(plan), None if guidance is None else guidance.to_engine()
+        if plan is not None and plan.warm_start is not None:
+            return self._plan(plan), None, None if guidance is None else guidance.prev
+        return self._plan(plan), None if guidance is None else guidance.to_engine(), None
+
+
+def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
+    """Every knob as a plain number: what `_core.Engine` takes a plan as."""
+    cache, adaptive = plan.cache, plan.adaptive
+    return {
+        "rows": rows,
+        "steps": plan.steps,
+        "ab2": plan.solver == "ab2",
+        "times": list(plan.schedule or ()),
+        "warm_start": plan.warm_start or 0.0,
+        "adaptive": adaptive is not None,
+        "high": 0.0 if adaptive is None else adaptive[0],
+        "low": 0.0 if adaptive is None else adaptive[1],
+        "stop": -1.0 if plan.stop is None else plan.stop,
+        "skip_vision": list(plan.skip.vision),
+        "skip_vlm": list(plan.skip.vlm),
+        "skip_expert": list(plan.skip.expert),
+        "reuse": [list(layers) for layers in plan.skip.reuse],
+        "caching": cache is not None,
+        "threshold": 0.0 if cache is None else cache.threshold,
+        "keyframe_every": 1 if cache is None else cache.keyframe_every,
+        "max_age": 1 if cache is None else cache.max_age,
+        "dilate": 0 if cache is None else cache.dilate,
+        "check": 0 if cache is None else cache.check,
+    }
 
 
 def why_no_gpu() -> str | None:

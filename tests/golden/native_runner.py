@@ -10,8 +10,10 @@ import numpy as np
 from golden_support import Observation
 
 from smolvla_edge import _core
+from smolvla_edge.backends.native import engine_plan
 from smolvla_edge.checkpoint import Checkpoint
 from smolvla_edge.config import ModelConfig
+from smolvla_edge.plan import Plan
 
 Trace = dict[str, np.ndarray]
 
@@ -58,6 +60,10 @@ def pixels_of(
     return np.stack(pixels)
 
 
+def exact_plan(config: ModelConfig) -> dict[str, Any]:
+    return engine_plan(Plan.exact(config.num_steps), config.chunk_size)
+
+
 def _arguments(
     config: ModelConfig, observation: Observation, sample: int, pixels: np.ndarray | None
 ) -> dict[str, Any]:
@@ -68,8 +74,7 @@ def _arguments(
         "token_mask": observation.token_mask[sample],
         "state": observation.state[sample],
         "noise": observation.noise[sample],
-        "steps": config.num_steps,
-        "horizon": config.chunk_size,
+        "plan": exact_plan(config),
         "rtc": observation.guidance.to_engine() if observation.guidance else None,
     }
 

@@ -66,8 +66,7 @@ def test_cameras_of_different_sizes(checkpoint):
         observation.tokens[0][observation.token_mask[0]],
         observation.state[0, : opened.model.state_dim].copy(),
         observation.noise[0],
-        steps=opened.model.num_steps,
-        horizon=opened.model.chunk_size,
+        native_runner.exact_plan(opened.model),
         state_is_normalized=True,
     )
     support.compare("actions", result["normalized"], support.golden(case)["out.actions"][0])

@@ -7,6 +7,8 @@ import os
 import numpy as np
 
 from smolvla_edge import _core
+from smolvla_edge.backends.native import engine_plan
+from smolvla_edge.plan import Plan
 
 F32 = np.float32
 CHUNK, DIMS, STATE = 8, 8, 10  # of the tiny checkpoint: chunk, max_action_dim, max_state_dim
@@ -33,13 +35,20 @@ def make(
     )
 
 
+def plan_of(rows=CHUNK, steps=3, **changes):
+    """A plan as the engine takes it, which may be wrong."""
+    return {**engine_plan(Plan(), rows), "steps": steps, **changes}
+
+
 def arguments(**changes):
+    """Of Engine.predict; those of a plan by name."""
+    known = plan_of()
+    plan = {name: changes.pop(name) for name in list(changes) if name in known}
     usual = {
         "frames": [np.full((48, 64, 3), 90, np.uint8)] * 2,
         "tokens": np.array([1, 2, 3]),
         "state": np.zeros(6, F32),
         "noise": np.ones((CHUNK, DIMS), F32),
-        "steps": 3,
-        "horizon": CHUNK,
+        "plan": {**known, **plan},
     }
     return {**usual, **changes}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_helpers import arguments, make, tensors_of
+from core_helpers import arguments, make, plan_of, tensors_of
 
 from smolvla_edge import _core, synthetic
 from smolvla_edge.errors import BackendError, CheckpointError
@@ -47,11 +47,11 @@ def test_a_refusal_leaves_no_file_open(source):
 @pytest.mark.real_cpu  # qemu: 2 minutes
 def test_every_count_of_steps_in_one_engine(engine):
     """The table of time vectors is made once; it used to fill the arena."""
-    call = arguments(frames=[None, None], horizon=1)
+    call = arguments(frames=[None, None], rows=1)
     first = engine.predict(**call)["actions"].tobytes()
     for steps in range(1, 200):
-        engine.predict(**{**call, "steps": steps})
-    assert engine.predict(**{**call, "steps": 1000})["actions"].shape == (1, 6)
+        engine.predict(**{**call, "plan": plan_of(1, steps)})
+    assert engine.predict(**{**call, "plan": plan_of(1, 1000)})["actions"].shape == (1, 6)
     assert engine.predict(**call)["actions"].tobytes() == first
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_helpers import CHUNK, DIMS, F32, STATE, arguments, make, tensors_of
+from core_helpers import CHUNK, DIMS, F32, STATE, arguments, make, plan_of, tensors_of
 
 from smolvla_edge import _core, synthetic
 from smolvla_edge.errors import (
@@ -56,10 +56,10 @@ def misaligned(shape: tuple[int, ...]) -> np.ndarray:
 
 
 WRONG = {
-    "negative horizon": {"horizon": -1},
-    "smallest horizon": {"horizon": -(2**31)},
-    "largest horizon": {"horizon": 2**31 - 1},
-    "no rows": {"horizon": 0},
+    "negative horizon": {"rows": -1},
+    "smallest horizon": {"rows": -(2**31)},
+    "largest horizon": {"rows": 2**31 - 1},
+    "no rows": {"rows": 0},
     "no steps": {"steps": 0},
     "too many steps": {"steps": 1001},
     "no noise": {"noise": np.zeros((0, DIMS), F32)},
@@ -137,37 +137,38 @@ def test_seams_refuse(source):
     one = np.array([1])
     image = np.zeros((1, 3, 64, 64), F32)
     image_tokens = np.zeros((1, 4, 96), F32)
+    exact = plan_of()
     refused = [
-        lambda: engine.denoise(noise, 3, CHUNK),  # nothing prefilled
-        lambda: engine.denoise(noise, 3, -5),
-        lambda: engine.encode_images(np.zeros((2**32 + 2, 3, 64, 0), F32)),
+        lambda: engine.denoise(noise, plan_of()),  # nothing prefilled
+        lambda: engine.denoise(noise, plan_of(-5)),
+        lambda: engine.encode_images(np.zeros((2**32 + 2, 3, 64, 0), F32), exact),
         # 65537 x 65537 patches: 1 x 2^32 + 131073, which no int holds
-        lambda: engine.encode_images(np.zeros((0, 3, 65537 * 16, 65537 * 16), F32)),
-        lambda: engine.prefill(np.zeros((2, 10**5, 96), F32), yes.repeat(2), one, yes, state),
-        lambda: engine.prefill(np.zeros((0, 2**33, 96), F32), yes[:0], one, yes, state),
-        lambda: engine.prefill(np.zeros((65, 1, 96), F32), yes.repeat(65), one, yes, state),
-        lambda: engine.prefill(image_tokens, yes, one, yes.repeat(2), state),
-        lambda: engine.sample_actions(image, yes, one, yes, state, noise, 3, -1),
-        lambda: engine.sample_actions(image[..., :16], yes, one, yes, state, noise, 3, CHUNK),
-        lambda: engine.trace(image, yes, one, yes, state, noise, 3, -CHUNK),
+        lambda: engine.encode_images(np.zeros((0, 3, 65537 * 16, 65537 * 16), F32), exact),
+        lambda: engine.prefill(np.zeros((2, 10**5, 96), F32), yes.repeat(2), one, yes, state, exact),
+        lambda: engine.prefill(np.zeros((0, 2**33, 96), F32), yes[:0], one, yes, state, exact),
+        lambda: engine.prefill(np.zeros((65, 1, 96), F32), yes.repeat(65), one, yes, state, exact),
+        lambda: engine.prefill(image_tokens, yes, one, yes.repeat(2), state, exact),
+        lambda: engine.sample_actions(image, yes, one, yes, state, noise, plan_of(-1)),
+        lambda: engine.sample_actions(image[..., :16], yes, one, yes, state, noise, plan_of()),
+        lambda: engine.trace(image, yes, one, yes, state, noise, plan_of(-CHUNK)),
     ]
     for call in refused:
         with pytest.raises(InputError):
             call()
     # A refused prefill leaves no half-built prefix to denoise against.
-    engine.prefill(image_tokens, yes, one, yes, state)
-    engine.denoise(noise, 3, CHUNK)
+    engine.prefill(image_tokens, yes, one, yes, state, exact)
+    engine.denoise(noise, plan_of())
     with pytest.raises(InputError):
-        engine.prefill(image_tokens, yes, np.zeros(60, np.int64), yes.repeat(60), state)
+        engine.prefill(image_tokens, yes, np.zeros(60, np.int64), yes.repeat(60), state, exact)
     with pytest.raises(InputError, match="prefill"):
-        engine.denoise(noise, 3, CHUNK)
+        engine.denoise(noise, plan_of())
 
 
 def test_numpy_booleans_may_hold_any_byte(engine):
     state, one = np.zeros(STATE, F32), np.array([1])
     image_tokens = np.ones((1, 4, 96), F32)
     odd = np.frombuffer(b"\x02", np.bool_)
-    assert engine.prefill(image_tokens, odd, one, odd, state) == 4 + 1 + 1
+    assert engine.prefill(image_tokens, odd, one, odd, state, plan_of()) == 4 + 1 + 1
 
 
 CONFIG_LIES = [
