@@ -182,7 +182,7 @@ py::dict predict(BoundEngine& e, const std::vector<py::object>& frames, const py
     result["timings"] = times;
     result["evaluations"] = made.evaluations;
     py::list reports;
-    for (const CacheReport& report : made.cache) reports.append(report_of(report));
+    for (size_t i = 0; i < views.size(); ++i) reports.append(report_of(made.cache[i]));
     result["cache"] = reports;
     return result;
 }

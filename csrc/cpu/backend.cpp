@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 
+#include "cpu/attention.h"
 #include "cpu/image.h"
 #include "cpu/isa.h"
 #include "cpu/linear.h"
@@ -15,8 +16,6 @@
 namespace smolvla {
 namespace cpu {
 namespace {
-
-constexpr int kQueryTiles = 4;  // query rows per attention item, in tiles
 
 // What weights in bfloat16 are multiplied with.
 Storage operands_of(const Kernels& kernels, Compute compute) {
@@ -94,7 +93,7 @@ public:
         kv->storage = operands_;
         kv->keys = make_buffer(kv->key_words());
         kv->values = make_buffer(kv->value_words());
-        reserve_scratch(size_t(query_block()) * (score_ld(kv->capacity) + operand_ld(head_dim)));
+        reserve_scratch(attention_words(attention_gemm(), *kv));
         kvs_.push_back(std::move(kv));
         return kvs_.back().get();
     }
@@ -162,54 +161,9 @@ public:
         });
     }
 
-    // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024),
-    // so the softmax needs no running maximum and a row's result does not depend on its block.
-    void attention(Mat q, const KvStore* store, const AttentionShape& s, Mat out) override {
-        const PackedKv* kv = static_cast<const PackedKv*>(store);
-        const GemmKernels& gemm = attention_gemm();
-        const int most = gemm.max_rows, group = s.heads / s.kv_heads;
-        const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s.head_dim));
-        const int blocks = std::max(ceil_div(q.rows, query_block()),
-                                    std::min(q.rows, ceil_div(16 * pool_.size(), s.heads)));
-        const bool exact = kv->storage == Storage::f32;
-        pool_.run(s.heads * blocks, [&](int item, int thread) {
-            const int head = item / blocks, kv_head = head / group;
-            const int first = part_start(q.rows, blocks, item % blocks);
-            const int rows = part_start(q.rows, blocks, item % blocks + 1) - first;
-            const int* lengths = s.lengths + first;
-            const int keys = *std::max_element(lengths, lengths + rows);
-            const int tiles = ceil_div(rows, most), padded = ceil_div(keys, kPanel) * kPanel;
-            const ptrdiff_t ld = score_ld(kv->capacity);
-            float* scores = scratch_[static_cast<size_t>(thread)];
-            Mat queries = q.below(first, rows).columns(head * s.head_dim, s.head_dim);
-            if (q.storage != kv->storage)
-                queries = convert(kernels_, queries, kv->storage, scores + query_block() * ld);
-            for (int k = 0; k < keys; k += kPanel)
-                for (int t = 0; t < tiles; ++t) {
-                    const int r = part_start(rows, tiles, t);
-                    gemm.tile[part_start(rows, tiles, t + 1) - r](
-                        queries.row(r), queries.ld, kv->key_panel(kv_head, k), kv->key_depth(),
-                        scores + r * ld + k, ld, nullptr);
-                }
-            float inverse_sum[kMaxTileRows * kQueryTiles];
-            if (exact)
-                kernels_.softmax(scores, ld, rows, lengths, padded, scale, inverse_sum);
-            else
-                kernels_.softmax_bf16(scores, ld, rows, lengths, padded, scale, inverse_sum,
-                                      kv->storage);
-            alignas(64) float tile[kMaxTileRows * kPanel];
-            for (int t = 0; t < tiles; ++t) {
-                const int r = part_start(rows, tiles, t);
-                const int height = part_start(rows, tiles, t + 1) - r;
-                for (int d = 0; d < s.head_dim; d += kPanel) {
-                    gemm.tile[height](scores + r * ld, ld, kv->value_panel(kv_head, d / kPanel),
-                                      kv->value_depth(keys), tile, kPanel, nullptr);
-                    kernels_.scale_rows(tile, kPanel, height, std::min(kPanel, s.head_dim - d),
-                                        inverse_sum + r, out.at(first + r, head * s.head_dim + d),
-                                        out.ld, out.storage);
-                }
-            }
-        });
+    void attention(Mat q, const KvStore* store, const AttentionShape& shape, Mat out) override {
+        run_attention(place(), attention_gemm(), q, *static_cast<const PackedKv*>(store), shape,
+                      out);
     }
 
     void letterbox(const Frame& frame, float* pixels, int height, int width) override {
@@ -349,8 +303,6 @@ private:
     const GemmKernels& attention_gemm() const {
         return operands_ == Storage::bf16 ? *kernels_.gemm_words : *kernels_.gemm_f32;
     }
-    int query_block() const { return kQueryTiles * attention_gemm().max_rows; }
-    static ptrdiff_t score_ld(int capacity) { return capacity + 16; }
 
     // What the rows must be for a weight: its rule is the backend's Compute, whatever x is.
     Storage operand_storage(const PackedLinear& w, Storage x) const {

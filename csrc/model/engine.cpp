@@ -14,7 +14,7 @@ namespace smolvla {
 namespace {
 
 // Moments of a call (Backend::mark): the cameras have two each, after the beginning.
-constexpr int kPrefixDone = 2 * Engine::kMaxCameras + 1, kFlowDone = kPrefixDone + 1;
+constexpr int kPrefixDone = 2 * kMaxCameras + 1, kFlowDone = kPrefixDone + 1;
 static_assert(kFlowDone < Backend::kMoments, "the moments of a call");
 
 double now_ms() {
@@ -254,7 +254,6 @@ Prediction Engine::predict(const Observation& in, const FlowInput& flow, float* 
     Prediction made;
     Mat images[kMaxCameras];
     const int cameras = static_cast<int>(in.frames.size());
-    made.cache.resize(in.frames.size());
     const FrameCache::Call call{flow.plan, in.tokens, in.token_count};
     for (int i = 0; i < cameras; ++i) {
         const Frame& frame = in.frames[size_t(i)];

@@ -54,18 +54,18 @@ struct Observation {
     const std::vector<int>& cached;
 };
 
+constexpr int kMaxCameras = 64;  // of a call
+
 struct Prediction {
     Timings timings;
     int evaluations = 0;             // of the velocity
-    std::vector<CacheReport> cache;  // of each frame
+    CacheReport cache[kMaxCameras];  // of each frame
 };
 
 using MakeBackend = std::function<std::unique_ptr<Backend>(size_t tensor_bytes)>;
 
 class Engine {
 public:
-    static constexpr int kMaxCameras = 64;
-
     Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
            const std::vector<TensorEntry>& tensors, int threads, const std::string& isa,
            Compute compute = Compute::float32, std::shared_ptr<const PackedImage> image = nullptr);

@@ -60,7 +60,7 @@ struct Input {
 std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = false,
                        int steps = 3) {
     std::vector<float> normalized(size_t(horizon) * 5), actions(size_t(horizon) * 5);
-    FlowInput flow{in.noise.data(), horizon, steps, {}};
+    FlowInput flow = flow_of(in.noise, horizon, steps);
     if (guided) {
         flow.guidance.previous = in.previous.data();
         flow.guidance.rows = flow.guidance.dims = 5;
@@ -68,8 +68,8 @@ std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = fa
         flow.guidance.execution_horizon = 4;
     }
     const long before = allocations;
-    e.predict(in.frames, in.tokens.data(), 5, in.state.data(), false, flow, normalized.data(),
-              actions.data());
+    e.predict({in.frames, in.tokens.data(), 5, in.state.data(), false, kNoneKept}, flow,
+              normalized.data(), actions.data());
     CHECK(allocations == before);  // the first call included
     return actions;
 }
@@ -140,20 +140,21 @@ void test_policy(bool codes) {
 
     Engine e(c, state, action, weights.entries, 2, "");
     float out[64], normalized[64];
-    FlowInput flow{in.noise.data(), 8, 3, {}};
+    FlowInput flow = flow_of(in.noise, 8, 3);
     const auto predict = [&](const std::vector<Frame>& frames, std::vector<int> tokens) {
-        return e.predict(frames, tokens.data(), int(tokens.size()), in.state.data(), false, flow,
-                         normalized, out);
+        return e.predict(
+            {frames, tokens.data(), int(tokens.size()), in.state.data(), false, kNoneKept}, flow,
+            normalized, out);
     };
     CHECK_THROWS(predict(std::vector<Frame>(3, in.frames[0]), {1}),
                  input);                                               // built for two cameras
     CHECK_THROWS(predict(in.frames, {64}), input);                     // outside the vocabulary
     CHECK_THROWS(predict(in.frames, std::vector<int>(40, 1)), input);  // no room
-    flow.rows = 9;
+    flow.plan.rows = 9;
     CHECK_THROWS(predict(in.frames, {1}), input);
-    flow.rows = 8, flow.steps = 0;
+    flow.plan.rows = 8, flow.plan.steps = 0;
     CHECK_THROWS(predict(in.frames, {1}), input);
-    flow.steps = 3;
+    flow.plan.steps = 3;
     CHECK_THROWS(e.image_tokens(48, 64), input);  // 12 patches are no square
     CHECK(e.image_tokens(64, 64) == 4);
 
@@ -192,8 +193,8 @@ void test_policy(bool codes) {
         alarm(10);
         parked.reset();  // must not wait for them either
         try {
-            e.predict(in.frames, in.tokens.data(), 5, in.state.data(), false, flow, normalized,
-                      out);
+            e.predict({in.frames, in.tokens.data(), 5, in.state.data(), false, kNoneKept}, flow,
+                      normalized, out);
         } catch (const Error& error) {
             _exit(error.kind == ErrorKind::backend ? 0 : 1);
         }

@@ -59,9 +59,9 @@ std::vector<float> fill_everything(const ModelConfig& c, const Weights& weights,
     const std::vector<float> state(size_t(c.max_state_dim), 0.5f);
     std::vector<float> noise(size_t(c.chunk_size) * c.max_action_dim);
     for (size_t i = 0; i < noise.size(); ++i) noise[i] = std::sin(float(i));
-    const FlowInput flow{noise.data(), c.chunk_size, c.num_steps, {}};
+    const FlowInput flow = flow_of(noise, c.chunk_size, c.num_steps);
     std::vector<float> normalized(size_t(c.chunk_size) * c.action_dim), actions(normalized.size());
-    e.predict(frames, tokens.data(), int(tokens.size()), state.data(), false, flow,
+    e.predict({frames, tokens.data(), int(tokens.size()), state.data(), false, kNoneKept}, flow,
               normalized.data(), actions.data());
     return actions;
 }

@@ -67,7 +67,8 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     const Mat angles = filled(ops, 16, 8);
     const Mat patches = ops.make_mat(4, 3 * 256), shuffled = ops.make_mat(1, 4 * 3 * 256);
     const Mat gathered = ops.make_mat(2, kIn), copied = ops.make_mat(kRows, kIn);
-    const Mat schedule = filled(ops, 1, 3);
+    const Mat schedule = filled(ops, 1, 5), change = ops.make_mat(1, 1);
+    const Mat sums = ops.make_mat(2, 5);
 
     LinearOptions add;
     add.residual = y;
@@ -84,15 +85,24 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     const std::vector<uint8_t> frame(20 * 30 * 3, 100);
     float* image = ops.make_buffer(3 * 32 * 32);
     ops.letterbox({frame.data(), true, 20, 30}, image, 32, 32);
-    ops.patchify(image, 32, 32, 16, patches);
+    ops.patchify(image, 32, 32, 16, nullptr, patches);
     ops.pixel_shuffle(patches, 2, 2, shuffled);
     const int ids[2] = {1, 3};
     ops.gather_rows({ones.data(), DType::f32}, ids, 2, 2.0f, gathered);
     ops.copy(x, 0.5f, copied);
-    ops.flow_update(x, copied, schedule, &none, {});
+    const int at[2] = {4, 7}, block[1] = {0};
+    ops.scatter_kv(k.top(2), k.top(2), kv, at);
+    float* reference = ops.make_buffer(3 * 32 * 32);
+    ops.block_change(image, reference, 32, 32, 16, 2, change);
+    ops.copy_blocks(image, 32, 32, 32, block, 1, reference);
+    ops.pick_rows(x, ids, gathered);
+    ops.put_rows(gathered, ids, x);
+    ops.add(x, copied, 0.5f, copied);
+    ops.compare(gathered, x.top(2), kIn, sums);
+    ops.flow_update(x, copied, schedule, &none, {}, {});
 
     std::vector<float> all;
-    for (const Mat& m : {x, y, z, q, out, patches, shuffled, gathered, copied})
+    for (const Mat& m : {x, y, z, q, out, patches, shuffled, gathered, copied, change, sums})
         for (float v : values(m)) all.push_back(v);
     return all;
 }
@@ -124,7 +134,7 @@ int main() {
         ops.start(100);
         CHECK(run_all(ops, source) == expected);
         const std::vector<TimedRecord> records = ops.take(&overwritten);
-        CHECK(records.size() == 14 && overwritten == 0);
+        CHECK(records.size() == 21 && overwritten == 0);
         std::string kinds;
         int64_t before = 0;
         for (const TimedRecord& r : records) {
@@ -134,7 +144,8 @@ int main() {
         }
         CHECK(kinds ==
               "linear linear linear layer_norm rms_norm rope store_kv attention letterbox patchify "
-              "pixel_shuffle gather_rows copy flow_update ");
+              "pixel_shuffle gather_rows copy scatter_kv block_change copy_blocks pick_rows "
+              "put_rows add compare flow_update ");
 
         const TimedRecord &plain = find(records, "linear"), &gated = find(records, "linear", 1);
         CHECK(std::string(plain.weight) == "a" && std::string(gated.weight) == "b+c");
@@ -158,11 +169,11 @@ int main() {
     // A ring that is too small keeps the last ones, in order.
     TimedBackend ops(make_backend(Compute::float32));
     size_t overwritten = 0;
-    for (size_t capacity : {1, 4, 13, 14}) {
+    for (size_t capacity : {1, 4, 20, 21}) {
         ops.start(capacity);
         run_all(ops, source);
         const std::vector<TimedRecord> records = ops.take(&overwritten);
-        CHECK(records.size() == capacity && overwritten == 14 - capacity);
+        CHECK(records.size() == capacity && overwritten == 21 - capacity);
         CHECK(std::string(records.back().kind) == "flow_update");
         for (size_t i = 1; i < records.size(); ++i)
             CHECK(records[i - 1].end_ns <= records[i].start_ns);

@@ -27,6 +27,15 @@ inline ModelConfig tiny() {
     return c;
 }
 
+inline const std::vector<int> kNoneKept;
+
+inline FlowInput flow_of(const std::vector<float>& noise, int rows, int steps) {
+    FlowInput flow{noise.data(), {}, {}, {}};
+    flow.plan.rows = rows;
+    flow.plan.steps = steps;
+    return flow;
+}
+
 // Random weights in one file, every second matrix in bfloat16, or with `bundle` those that a
 // bfloat16 bundle has so. With codes: the matrices of vision and language in int8, the embedding
 // table too, those of the expert in int4.

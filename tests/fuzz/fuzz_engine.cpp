@@ -190,8 +190,10 @@ void use(const Policy& p) {
     const std::vector<float> noise(static_cast<size_t>(c.max_action_dim), 1.0f);
     std::vector<float> normalized(static_cast<size_t>(c.action_dim)), actions = normalized;
     const int token = 1;
-    const FlowInput flow{noise.data(), 1, 1, {}};
-    engine.predict(frames, &token, 1, state.data(), false, flow, normalized.data(), actions.data());
+    FlowInput flow{noise.data(), {}, {}, {}};
+    flow.plan.rows = flow.plan.steps = 1;
+    engine.predict({frames, &token, 1, state.data(), false, {}}, flow, normalized.data(),
+                   actions.data());
     for (float value : actions)
         if (!std::isfinite(value)) __builtin_trap();
 }

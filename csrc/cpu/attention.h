@@ -1,0 +1,15 @@
+// Attention: blocks of query rows of one head, one after the other on the thread pool.
+#pragma once
+
+#include "cpu/linear.h"
+
+namespace smolvla::cpu {
+
+// Words of scratch that attention to a store needs, in every thread.
+size_t attention_words(const GemmKernels& gemm, const PackedKv& kv);
+
+// See Backend::attention. `gemm` takes operands as `kv` is stored.
+void run_attention(const Workplace& place, const GemmKernels& gemm, Mat q, const PackedKv& kv,
+                   const AttentionShape& shape, Mat out);
+
+}  // namespace smolvla::cpu
