@@ -79,6 +79,19 @@ std::vector<Bound> expected(const Case& c, const Mat& q, const Mat& k, const Mat
     return bounds;
 }
 
+// Positions in runs of 1 to 4, beginning at odd and at even ones, some over the end of a panel.
+std::vector<int> scattered(int keys) {
+    std::vector<int> positions;
+    for (int p = 0; p < keys; ++p)
+        if (p % 7 < 3 || p % 5 == 0) positions.push_back(p);
+    return positions;
+}
+
+void pick(const Mat& x, const std::vector<int>& rows, const Mat& to) {
+    for (size_t i = 0; i < rows.size(); ++i)
+        std::copy_n(x.row(rows[i]), words_of(x.cols, x.storage), to.row(static_cast<int>(i)));
+}
+
 void check(Judge& judge, const Case& c) {
     const LooseMat q(c.rows, c.heads * c.dim, 1u), k(c.keys, c.kv_heads * c.dim, 2u),
         v(c.keys, c.kv_heads * c.dim, 3u);
@@ -91,6 +104,14 @@ void check(Judge& judge, const Case& c) {
         const int cut = c.keys / 3 | 1, rest = c.keys - cut;
         b.store_kv(k.top(std::min(cut, c.keys)), v.top(std::min(cut, c.keys)), kv, nullptr);
         if (rest > 0) b.store_kv(k.below(cut, rest), v.below(cut, rest), kv, &cut);
+        // Some again, first wrong and then right: neighbours must keep what they hold.
+        const std::vector<int> some = scattered(c.keys);
+        const int n = static_cast<int>(some.size());
+        b.scatter_kv(k.top(n), v.top(n), kv, some.data());
+        const LooseMat keys(n, k.cols, k.storage), values(n, v.cols, v.storage);
+        pick(k, some, keys.mat);
+        pick(v, some, values.mat);
+        b.scatter_kv(keys.mat, values.mat, kv, some.data());
         LooseMat out(c.rows, c.heads * c.dim, c.out);
         b.attention(q, kv, {c.heads, c.kv_heads, c.dim, lengths.data()}, out.mat);
         judge.require(out.margins_untouched(), c.name() + ": writes beside its result");
