@@ -18,6 +18,7 @@ from typing import Any
 
 from smolvla_edge.errors import PlanError
 from smolvla_edge.plan import Plan
+from smolvla_edge.plan_words import is_words, read_plan
 from smolvla_edge.strict_json import read_json_object
 
 PRESETS_FILE = "presets.json"
@@ -84,13 +85,16 @@ def write_preset(folder: Path, digest: str, preset: Preset) -> Path:
 
 
 def resolve_plan(plan: Plan | str, num_steps: int, presets: Mapping[str, Preset]) -> Plan:
-    """A Plan from what the user gave: a Plan, "exact", or a preset's name. Raises PlanError."""
+    """A Plan from what the user gave: a Plan, "exact", a preset's name, words, or a file of one
+    (plan_words.py). Raises PlanError."""
     if isinstance(plan, Plan):
         return plan
     if plan == EXACT:
         return Plan.exact(num_steps)
     if isinstance(plan, str) and plan in presets:
         return presets[plan].plan
+    if isinstance(plan, str) and is_words(plan):
+        return read_plan(plan, num_steps)
     known = ", ".join([EXACT, *map(str, presets.values())])
     raise PlanError(f"plan must be a Plan or one of: {known}; got {plan!r}")
 

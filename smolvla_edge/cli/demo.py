@@ -46,7 +46,8 @@ def demo(
         int, typer.Option("--episodes", min=1, metavar="N", help="Seeds from --seed on.")
     ] = 1,
     plan: Annotated[
-        str, typer.Option("--plan", metavar="PLAN", help='exact, or words: "steps=4".')
+        str,
+        typer.Option("--plan", metavar="PLAN", help='exact, a .json file, or words: "steps=4".'),
     ] = "exact",
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where the film and the page are written.")

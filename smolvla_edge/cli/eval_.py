@@ -46,7 +46,9 @@ def evaluate(
     plan: Annotated[
         str,
         typer.Option(
-            "--plan", metavar="PLAN", help='exact, a preset, or words: "steps=4,solver=ab2".'
+            "--plan",
+            metavar="PLAN",
+            help='exact, a preset, a .json file, or words: "steps=4,solver=ab2".',
         ),
     ] = "exact",
     n_action_steps: Annotated[

@@ -26,7 +26,9 @@ def run(
     plan: Annotated[
         str,
         typer.Option(
-            "--plan", metavar="NAME", help='"exact", or a preset that stands beside the bundle.'
+            "--plan",
+            metavar="PLAN",
+            help='exact, a preset beside the bundle, a .json file, or words: "steps=4,stop=0.01".',
         ),
     ] = "exact",
     backend: Annotated[

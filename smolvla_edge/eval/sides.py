@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from smolvla_edge.errors import PlanError
 from smolvla_edge.eval.tasks import Task, other_task
-from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy, load
-from smolvla_edge.source import open_source
 
 GREY = 128  # of a blank picture
 OTHER = "@other"
@@ -20,11 +18,12 @@ LEROBOT = "@lerobot"
 class Side:
     """One of the (at most two) policies of an evaluation; all of it can be sent to a process.
 
-    plan: "exact", the name of a preset of the bundle, or words "steps=4,solver=ab2" that change
-    the exact plan. n_action_steps: how many actions of a chunk are executed before the next one is
-    computed; None is the checkpoint's own number. blank: the policy sees a grey picture instead of
-    the camera's. instruction: said in every task instead of its own; OTHER says each task the words
-    of another (of the one that shares its scene, if any), LEROBOT what LeRobot's environment says.
+    plan: "exact", the name of a preset of the bundle, words "steps=4,solver=ab2" that change the
+    exact plan, or a .json file (plan_words.py). n_action_steps: how many actions of a chunk are
+    executed before the next one is computed; None is the checkpoint's own number. blank: the policy
+    sees a grey picture instead of the camera's. instruction: said in every task instead of its own;
+    OTHER says each task the words of another (of the one that shares its scene, if any), LEROBOT
+    what LeRobot's environment says.
     """
 
     policy: str
@@ -40,7 +39,7 @@ class Side:
         Raises what `load` raises; PlanError for words that are no plan, and for more actions than
         a chunk has.
         """
-        policy = load(self.policy, device=device, threads=threads, plan=self._plan())
+        policy = load(self.policy, device=device, threads=threads, plan=self.plan)
         count = self.n_action_steps or policy.contract.n_action_steps
         rows = policy.plan.rows(policy.model.chunk_size)
         if not 1 <= count <= rows:
@@ -84,37 +83,3 @@ class Side:
         elif self.instruction is not None:
             words.append(f'told "{self.instruction}"')
         return ", ".join(words)
-
-    def _plan(self) -> Plan | str:
-        if "=" not in self.plan:
-            return self.plan
-        steps = open_source(self.policy, verify=False).model.num_steps
-        return replace(Plan.exact(steps), **self._words())
-
-    def _words(self) -> dict[str, Any]:
-        kinds = {f.name: f.type for f in fields(Plan)}
-        result: dict[str, Any] = {}
-        for word in self.plan.split(","):
-            name, _, value = (part.strip() for part in word.partition("="))
-            if name not in ("steps", "solver", "horizon", "warm_start", "late_state"):
-                raise PlanError(
-                    f"plan: expected exact, a preset, or some of steps=, solver=, horizon=, "
-                    f"warm_start=, late_state=, got {word!r}"
-                )
-            result[name] = _value(name, value, str(kinds[name]))
-        return result
-
-
-def _value(name: str, text: str, kind: str) -> Any:
-    try:
-        if kind.startswith("int"):
-            return int(text)
-        if kind.startswith("float"):
-            return float(text)
-    except ValueError:
-        raise PlanError(f"plan: {name}: expected a number, got {text!r}") from None
-    if kind.startswith("bool"):
-        if text not in ("true", "false"):
-            raise PlanError(f"plan: {name}: expected true or false, got {text!r}")
-        return text == "true"
-    return text

@@ -144,7 +144,9 @@ def test_seams_refuse(source):
         lambda: engine.encode_images(np.zeros((2**32 + 2, 3, 64, 0), F32), exact),
         # 65537 x 65537 patches: 1 x 2^32 + 131073, which no int holds
         lambda: engine.encode_images(np.zeros((0, 3, 65537 * 16, 65537 * 16), F32), exact),
-        lambda: engine.prefill(np.zeros((2, 10**5, 96), F32), yes.repeat(2), one, yes, state, exact),
+        lambda: engine.prefill(
+            np.zeros((2, 10**5, 96), F32), yes.repeat(2), one, yes, state, exact
+        ),
         lambda: engine.prefill(np.zeros((0, 2**33, 96), F32), yes[:0], one, yes, state, exact),
         lambda: engine.prefill(np.zeros((65, 1, 96), F32), yes.repeat(65), one, yes, state, exact),
         lambda: engine.prefill(image_tokens, yes, one, yes.repeat(2), state, exact),

@@ -132,7 +132,7 @@ def test_damaged_results_are_refused(policy, tmp_path, line):
     "side, complaint",
     [
         ({"plan": "fast"}, "plan must be a Plan or one of: exact"),
-        ({"plan": "speed=2"}, "expected exact, a preset, or some of steps="),
+        ({"plan": "speed=2"}, "expected exact, a preset, a .json file, or words like steps="),
         ({"plan": "steps=two"}, "steps: expected a number, got 'two'"),
         ({"plan": "late_state=yes"}, "expected true or false"),
         ({"n_action_steps": 9}, r"n_action_steps: expected 1 to 8 \(the chunk\), got 9"),
