@@ -73,7 +73,7 @@ void test_poison() {
 __global__ void divergent_mma(float* out, int lanes) {
     float d[4] = {};
     const uint32_t a[4] = {};
-    if (lane_index() < lanes) mma_f16(d, a, 0, 0);
+    if (lane_index() < lanes) mma_bf16(d, a, 0, 0);
     out[threadIdx.x] = d[0];
 }
 __global__ void two_operations(float* out) {
@@ -81,7 +81,7 @@ __global__ void two_operations(float* out) {
     if (lane_index() % 2)
         out[threadIdx.x] = shuffle_xor(value, 2);
     else
-        out[threadIdx.x] = shuffle_down(value, 2);
+        out[threadIdx.x] = float(__all_sync(kAllLanes, value > 0));
 }
 __global__ void barrier_or_shuffle(float* out) {
     if (lane_index() < 16)
@@ -117,7 +117,7 @@ void test_divergence() {
         const std::string partial = fault(divergent_mma, 64, 31);
         CHECK(contains(partial, "divergence"));
         CHECK(contains(partial, "divergent_mma"));
-        CHECK(contains(partial, "mma.m16n8k16.f16"));
+        CHECK(contains(partial, "mma.m16n8k16.bf16"));
         CHECK(contains(fault(divergent_mma, 48, 32), "needs all 32 lanes"));
         CHECK(contains(fault(two_operations, 32), "divergence"));
         CHECK(contains(fault(barrier_or_shuffle, 32), "divergence"));
@@ -194,10 +194,12 @@ void test_waiting() {
 
 // --- bounds --------------------------------------------------------------------------------------
 
-__global__ void load_row(uint32_t* out, int offset) {
-    uint32_t r;
-    ldmatrix_x1(r, shared_address(shared_memory<char>()) + unsigned(offset));
-    out[lane_index()] = r;
+// One lane gives another address than the rest.
+__global__ void load_row(uint32_t* out, int lane, int offset) {
+    uint32_t r[4];
+    const unsigned at = lane_index() == lane ? unsigned(offset) : 0;
+    ldmatrix_x4(r, shared_address(shared_memory<char>()) + at);
+    out[lane_index()] = r[0];
 }
 __global__ void name_address(char* elsewhere, uint32_t* out) { out[0] = shared_address(elsewhere); }
 #if !defined(__SANITIZE_ADDRESS__)  // which would stop the program, at the very store
@@ -206,14 +208,17 @@ __global__ void write_past(int at) { shared_memory<char>()[at] = 1; }
 
 void test_bounds() {
     DeviceArray<uint32_t> out(32);
-    const auto row = [&](int offset) {
-        return fault_of([&] { launch(load_row, Launch{1, 32, 64}, out.data(), offset); });
-    };
-    CHECK(row(48).empty());
-    CHECK(contains(row(8), "misaligned"));
-    CHECK(contains(row(64), "out of bounds"));
-    CHECK(contains(row(-16), "out of bounds"));
-    CHECK(contains(row(64), "thread 0") && contains(row(64), "load_row"));
+    for (const int lane : {0, 31}) {
+        const auto row = [&](int offset) {
+            return fault_of([&] { launch(load_row, Launch{1, 32, 64}, out.data(), lane, offset); });
+        };
+        CHECK(row(48).empty());
+        CHECK(contains(row(8), "misaligned"));
+        CHECK(contains(row(-16), "out of bounds"));
+        const std::string beyond = row(64);
+        CHECK(contains(beyond, "out of bounds") && contains(beyond, "load_row"));
+        CHECK(contains(beyond, lane ? "thread 31" : "thread 0"));
+    }
     CHECK(contains(fault_of([&] {
                        launch(name_address, Launch{1, 1, 64}, reinterpret_cast<char*>(out.data()),
                               out.data());

@@ -35,10 +35,10 @@ struct WarpOperation {
     void (*run)(Warp& warp, uint32_t lanes);
 };
 
+constexpr int kPieceBytes = 16;  // a copy of cp.async, and what a lane reads for ldmatrix
 struct PendingCopy {
     void* to;
-    int bytes;
-    alignas(16) unsigned char data[16];
+    alignas(kPieceBytes) unsigned char data[kPieceBytes];
 };
 
 struct alignas(64) Lane {
