@@ -66,7 +66,6 @@ Counters counters() {
 const char* fault_name(Fault fault) {
     switch (fault) {
         case Fault::divergence: return "divergence";
-        case Fault::deadlock: return "deadlock";
         case Fault::misaligned: return "misaligned address";
         case Fault::out_of_bounds: return "out of bounds";
         case Fault::host_misuse: return "host misuse";
@@ -108,7 +107,6 @@ const char* cudaGetErrorName(cudaError_t error) {
         case cudaErrorNotReady: return "cudaErrorNotReady";
         case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
         case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-        case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
         case cudaErrorNotSupported: return "cudaErrorNotSupported";
         case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
         case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
@@ -158,7 +156,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     p->persistingL2CacheMaxSize = played.l2_bytes / 4 * 3;
     p->integrated = played.integrated;
     p->canMapHostMemory = 1;
-    p->cooperativeLaunch = 1;
     return cudaSuccess;
 }
 
@@ -179,7 +176,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
             *value = int(p.sharedMemPerMultiprocessor);
             break;
-        case cudaDevAttrCooperativeLaunch: *value = 1; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(p.sharedMemPerBlockOptin); break;
     }
     return cudaSuccess;

@@ -115,7 +115,7 @@ void sync_warp(uint32_t lanes) {
     races_acquire(other);
 }
 
-void sync_block(int barrier, int threads) { block_barrier(barrier, threads); }
+void sync_block() { block_barrier(); }
 
 void ldmatrix(uint32_t (&out)[4], bool transposed, uint32_t address) {
     Lane& me = *current;

@@ -13,7 +13,7 @@ namespace emulator {
 uint32_t shuffle_xor(uint32_t lanes, uint32_t value, int mask);
 uint32_t ballot(uint32_t lanes, bool predicate);
 void sync_warp(uint32_t lanes);
-void sync_block(int barrier, int threads);
+void sync_block();
 
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
@@ -25,11 +25,10 @@ void copy_async(uint32_t to, const void* from, int source_bytes);
 void commit_copies();
 void wait_copies(int groups_left);
 void wait_all_copies();
-void back_off();
 
 }  // namespace emulator
 
-inline void __syncthreads() { emulator::sync_block(0, 0); }
+inline void __syncthreads() { emulator::sync_block(); }
 inline void __syncwarp(unsigned lanes = 0xffffffffu) { emulator::sync_warp(lanes); }
 inline unsigned __ballot_sync(unsigned lanes, int predicate) {
     return emulator::ballot(lanes, predicate != 0);
