@@ -153,7 +153,6 @@ void Block::check_shared_edges() const {
 
 void Executor::abandon() {
     block_.reset();
-    operations = 0;
     current = nullptr;
 }
 
@@ -183,9 +182,7 @@ void Executor::run(const KernelCall& work) {
         if (error) std::rethrow_exception(std::exchange(error, nullptr));
         races_acquire(&block.end_order);
         block.check_shared_edges();
-        ++counted.blocks;
     }
-    counted.warp_operations += std::exchange(operations, 0);
     current = nullptr;
 }
 

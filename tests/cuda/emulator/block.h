@@ -54,7 +54,6 @@ public:
     bool shuffled = false;
     Fiber main;
     std::exception_ptr error;
-    uint64_t operations = 0;
 
 private:
     std::unique_ptr<Block> block_;

@@ -68,7 +68,7 @@ size_t handles_in_use();      // streams and graphs, prepared ones too
 
 // Counted since the program began: what ran.
 struct Counters {
-    uint64_t kernels, blocks, warp_operations, graph_launches, copies;
+    uint64_t kernels, graph_launches, copies;
 };
 Counters counters();
 

@@ -58,10 +58,7 @@ void use_device(int architecture) {
 void use_devices(int count) { device_count = count; }
 int current_device() { return current_number; }
 void remove_device(bool is_removed) { removed = is_removed; }
-Counters counters() {
-    return {counted.kernels, counted.blocks, counted.warp_operations, counted.graph_launches,
-            counted.copies};
-}
+Counters counters() { return {counted.kernels, counted.graph_launches, counted.copies}; }
 
 const char* fault_name(Fault fault) {
     switch (fault) {

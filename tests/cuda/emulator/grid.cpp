@@ -51,7 +51,6 @@ void start_meeting(const WarpOperation& operation, Warp& warp) {
 
 void complete_meeting(Warp& warp) {
     const WarpOperation& operation = *warp.meeting;
-    ++warp.block->executor.operations;
     warp.meeting = nullptr;
     warp.ready_positions |= warp.met_positions;
     warp.met_positions = 0;
@@ -74,7 +73,6 @@ void meet_some(const WarpOperation& operation, uint32_t lanes) {
             return;
         }
     }
-    ++warp.block->executor.operations;
     operation.run(warp, wanted);
     for (uint32_t left = wanted; left; left &= left - 1)
         warp.lane[__builtin_ctz(left)]->partial = nullptr;
