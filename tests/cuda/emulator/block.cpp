@@ -116,7 +116,6 @@ void Block::begin(uint3 new_index, std::mt19937& random, bool shuffled) {
         std::iota(position, position + count, 0);
         if (shuffled) std::shuffle(position, position + count, random);
         warp.live_positions = warp.live_lanes = count == kLanes ? kAll : (1u << count) - 1;
-        warp.existing_lanes = warp.live_lanes;
         warp.ready_positions = warp.live_positions;
         warp.met_positions = warp.barrier_positions = 0;
         warp.meeting = nullptr;

@@ -62,7 +62,7 @@ struct Warp {
     Block* block = nullptr;
     int number = 0;
     uint32_t live_positions = 0, ready_positions = 0;
-    uint32_t existing_lanes = 0, live_lanes = 0;
+    uint32_t live_lanes = 0;
     const WarpOperation* meeting = nullptr;  // of all live lanes
     uint32_t met_positions = 0;
     uint32_t barrier_positions = 0;
