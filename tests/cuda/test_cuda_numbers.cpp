@@ -75,16 +75,20 @@ void test_rounding(std::mt19937& random) {
     }
 }
 
-// a b + c exactly: exponents are kept within 36 of each other, so that a double holds it.
+// a b + c: with exponents so near each other that a double holds it, and with a c below a double's
+// last place, which decides ties.
 void test_arithmetic(std::mt19937& random) {
+    const auto draw = [&](uint32_t lowest_exponent) {
+        const uint32_t exponent = lowest_exponent + uint32_t(random()) % 18;
+        return bits_as<__nv_bfloat16>(uint16_t((random() & 0x807f) | exponent << 7));
+    };
     for (int i = 0; i < 200000; ++i) {
-        const auto draw_near_one = [&] {
-            return bits_as<__nv_bfloat16>(
-                uint16_t((random() & 0x807f) | (118 + random() % 18) << 7));
-        };
-        const __nv_bfloat16 a = draw_near_one(), b = draw_near_one(), c = draw_near_one();
+        const bool tiny = i % 2;
+        const __nv_bfloat16 a = draw(118), b = draw(118), c = draw(tiny ? 30 : 118);
+        const double product = double(__bfloat162float(a)) * __bfloat162float(b);
+        const double added = __bfloat162float(c);
         const double exact =
-            double(__bfloat162float(a)) * __bfloat162float(b) + double(__bfloat162float(c));
+            tiny ? std::nextafter(product, std::copysign(INFINITY, added)) : product + added;
         const __nv_bfloat162 got = __hfma2({a, b}, {b, a}, {c, c});
         if (exact != 0) CHECK(bf16_bits(__low2float(got)) == nearest(exact, 7));
         CHECK(__low2float(got) == __high2float(got));
