@@ -58,15 +58,11 @@ void use_device(int architecture) {
 void use_devices(int count) { device_count = count; }
 int current_device() { return current_number; }
 void remove_device(bool is_removed) { removed = is_removed; }
-Counters counters() {
-    return {counted.kernels, counted.blocks, counted.warp_operations, counted.graph_launches,
-            counted.copies};
-}
+Counters counters() { return {counted.kernels, counted.graph_launches, counted.copies}; }
 
 const char* fault_name(Fault fault) {
     switch (fault) {
         case Fault::divergence: return "divergence";
-        case Fault::deadlock: return "deadlock";
         case Fault::misaligned: return "misaligned address";
         case Fault::out_of_bounds: return "out of bounds";
         case Fault::host_misuse: return "host misuse";
@@ -108,7 +104,6 @@ const char* cudaGetErrorName(cudaError_t error) {
         case cudaErrorNotReady: return "cudaErrorNotReady";
         case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
         case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-        case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
         case cudaErrorNotSupported: return "cudaErrorNotSupported";
         case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
         case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
@@ -158,7 +153,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     p->persistingL2CacheMaxSize = played.l2_bytes / 4 * 3;
     p->integrated = played.integrated;
     p->canMapHostMemory = 1;
-    p->cooperativeLaunch = 1;
     return cudaSuccess;
 }
 
@@ -179,7 +173,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
             *value = int(p.sharedMemPerMultiprocessor);
             break;
-        case cudaDevAttrCooperativeLaunch: *value = 1; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(p.sharedMemPerBlockOptin); break;
     }
     return cudaSuccess;

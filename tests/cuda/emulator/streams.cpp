@@ -6,7 +6,6 @@
 #include <set>
 
 #include "counters.h"
-#include "occupancy.h"
 
 namespace emulator {
 
@@ -118,22 +117,12 @@ cudaError_t submit(KernelCall call, cudaStream_t stream) {
     const auto opted = shared_opt_in().find({call.function, current_device()});
     const size_t limit = opted == shared_opt_in().end() ? 48 * 1024 : size_t(opted->second);
     if (call.shared_bytes > limit) return keep(cudaErrorInvalidValue);
-    if (call.cooperative &&
-        blocks > uint64_t(blocks_per_multiprocessor(int(threads), call.shared_bytes)) *
-                     uint64_t(device_model().multiprocessors))
-        return keep(cudaErrorCooperativeLaunchTooLarge);
     return enqueue(stream, [call = std::move(call)] { run_grid(call); });
 }
 
 }  // namespace emulator
 
 using namespace emulator;
-
-cudaError_t emulator_occupancy(int* blocks, int threads, size_t shared_bytes) {
-    if (threads < 1 || threads > 1024) return keep(cudaErrorInvalidValue);
-    *blocks = blocks_per_multiprocessor(threads, shared_bytes);
-    return cudaSuccess;
-}
 
 cudaError_t emulator_set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
