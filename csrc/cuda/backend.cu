@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "cpu/rows.h"
+#include "cuda/current_gpu.h"
 #include "cuda/graphs.h"
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
@@ -62,7 +64,10 @@ public:
         check(prepare_gemm_w4(), "preparing kernels");
     }
 
-    ~CudaBackend() override { cudaStreamSynchronize(stream_); }
+    ~CudaBackend() override {
+        current_.emplace(device_);
+        cudaStreamSynchronize(stream_);
+    }
 
     // --- while loading ---------------------------------------------------------------------------
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
@@ -185,16 +190,12 @@ public:
         if (!facts_.integrated) room(frame_, bytes, "a camera's frame");
         staging_->reserve(size_t(cameras) * (bytes + 64) + (size_t{16} << 20));
     }
-    // Another library may have made another GPU this thread's current one.
-    int enter() override {
-        int before = device_;
-        cudaGetDevice(&before);
-        if (before != device_) cudaSetDevice(device_);
-        return before;
+    // Another thread, or another library in this one, may have another current GPU.
+    void enter() override {
+        current_.emplace(device_);
+        check(current_->status(), "choosing the GPU");
     }
-    void leave(int before) override {
-        if (before != device_) cudaSetDevice(before);
-    }
+    void leave() override { current_.reset(); }
     void mark(int moment) override {
         check(cudaEventRecord(timeline_.moments[moment], stream_), "noting a moment");
     }
@@ -387,6 +388,7 @@ private:
         return to;
     }
 
+    std::optional<CurrentGpu> current_;  // first: until all else is given back
     const Compute compute_;
     int device_ = 0, processors_ = 1;
     CudaDevice facts_;

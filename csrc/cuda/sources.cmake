@@ -2,6 +2,7 @@
 set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/attention.cu
   csrc/cuda/backend.cu
+  csrc/cuda/current_gpu.cu
   csrc/cuda/devices.cu
   csrc/cuda/gemm_bf16.cu
   csrc/cuda/gemm_f32.cu

@@ -186,9 +186,9 @@ public:
     virtual void record_stage(const StageKey&, Body) {}
     // Room for the frames of one call: letterbox allocates nothing for so many of so many bytes.
     virtual void reserve_frames(int, size_t) {}
-    // Around every call, in the thread that makes it: `leave` takes what `enter` gave.
-    virtual int enter() { return 0; }
-    virtual void leave(int) {}
+    // Around every call, in the thread that makes it.
+    virtual void enter() {}
+    virtual void leave() {}
     // Notes when what was asked so far is done; the milliseconds between two such moments, once the
     // second is there.
     static constexpr int kMoments = 160;

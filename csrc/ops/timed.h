@@ -96,8 +96,8 @@ public:
     void reserve_frames(int cameras, size_t bytes) override {
         backend_->reserve_frames(cameras, bytes);
     }
-    int enter() override { return backend_->enter(); }
-    void leave(int entered) override { backend_->leave(entered); }
+    void enter() override { backend_->enter(); }
+    void leave() override { backend_->leave(); }
     void mark(int moment) override { backend_->mark(moment); }
     double between(int first, int second) const override {
         return backend_->between(first, second);

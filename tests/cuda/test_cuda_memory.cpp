@@ -214,9 +214,9 @@ void test_another_gpu() {
     CHECK(used > before);
     std::thread([&] {  // begins with the first one
         const auto in = [&](auto work) {
-            const int current = b->enter();
+            b->enter();
             work();
-            b->leave(current);
+            b->leave();
             int now = 7;
             CHECK(!cudaGetDevice(&now) && now == 0);
         };
@@ -271,6 +271,33 @@ void use_everything(Backend& b, TensorsOnDisk& file) {
     float* pixels = b.make_buffer(3 * 16 * 16);
     for (int size : {20, 2400}) b.letterbox({frame.data(), true, size, size}, pixels, 16, 16);
     read(b, out);
+}
+
+// A thread that begins with the first GPU works on the backend's own, and opens no other: a context
+// takes some hundred megabytes of a GPU that may be somebody else's.
+void test_no_other_gpu_is_opened() {
+    TensorsOnDisk file;
+    file.add("w", DType::f32, {24, 40}, random_values(24 * 40, 8));
+    file.add("b", DType::f32, {24}, random_values(24, 9));
+    emulator::use_devices(2);
+    CHECK(!cudaSetDevice(1));
+    for (bool entered : {true, false}) {
+        auto b = gpu();
+        std::thread([&] {
+            if (entered) {
+                b->enter();
+                use_everything(*b, file);
+                b->leave();
+            }
+            b.reset();
+            int now = 7;
+            CHECK(!cudaGetDevice(&now) && now == 0);
+        }).join();
+        CHECK(emulator::opened(1) && !emulator::opened(0));
+    }
+    CHECK(!cudaSetDevice(0));
+    CHECK(emulator::opened(0));
+    emulator::use_devices(1);
 }
 
 // Whichever allocation fails, the error says what to do and everything is given back.
@@ -332,6 +359,7 @@ int main() {
     test_a_body_that_raises();
     test_another_gpu();
     test_too_many_keys();
+    test_no_other_gpu_is_opened();
     test_memory_that_runs_out();
     test_room_that_is_found_later();
     CHECK(emulator::allocations_in_use() == 0 && emulator::handles_in_use() == 0);
