@@ -66,6 +66,9 @@ public:
     float* make_weights(const std::string&, size_t count) override {
         return constants_.make(count);
     }
+    float* make_host_weights(const std::string&, size_t count) override {
+        return constants_.make_for_host(count);
+    }
     bool weights_filled() const override { return false; }
     void finish_weights() override { constants_.upload(weights_); }
     void write_packed(const std::string&, const std::string&, const std::string&) override {

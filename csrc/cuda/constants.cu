@@ -4,6 +4,11 @@
 
 namespace smolvla::cuda {
 
+float* Constants::make_for_host(size_t count) {
+    for_host_.emplace_back(count);
+    return for_host_.back().data();
+}
+
 void Constants::upload(DeviceMemory& memory) {
     const size_t bytes = host_.used_bytes();
     device_ = static_cast<char*>(memory.allocate(bytes, "constants"));

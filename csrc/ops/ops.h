@@ -154,6 +154,10 @@ public:
     // Constants that stay beside the weights: zeroed and for the caller to fill, unless weights
     // are filled: then they hold what they were filled with when the packed image was written.
     virtual float* make_weights(const std::string& name, size_t count) = 0;
+    // The same for constants that no operation is given: they need not be in the device's memory.
+    virtual float* make_host_weights(const std::string& name, size_t count) {
+        return make_weights(name, count);
+    }
     virtual bool weights_filled() const = 0;
     // After the last weight. Raises a checkpoint error when the packed image was of others.
     virtual void finish_weights() = 0;

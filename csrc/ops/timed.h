@@ -65,6 +65,9 @@ public:
     float* make_weights(const std::string& name, size_t count) override {
         return backend_->make_weights(name, count);
     }
+    float* make_host_weights(const std::string& name, size_t count) override {
+        return backend_->make_host_weights(name, count);
+    }
     bool weights_filled() const override { return backend_->weights_filled(); }
     void finish_weights() override { backend_->finish_weights(); }
     void write_packed(const std::string& path, const std::string& bundle,

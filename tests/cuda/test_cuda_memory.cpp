@@ -81,6 +81,25 @@ void test_constants() {
     }
 }
 
+// What the host alone reads takes no memory of the device: 2 MB of SmolVLA's.
+void test_constants_of_the_host() {
+    const auto bytes = [](size_t host) {
+        const size_t before = emulator::device_bytes_in_use();
+        const auto b = gpu();
+        std::fill_n(b->make_weights("c", 33), 33, 1.0f);
+        if (host) {
+            float* values = b->make_host_weights("h", host);
+            CHECK(std::count(values, values + host, 0.0f) == int64_t(host));
+            std::fill_n(values, host, 2.0f);
+            CHECK(b->make_host_weights("more", 5) && values[host - 1] == 2.0f);
+        }
+        b->finish_weights();
+        CHECK(b->info().weight_bytes == emulator::device_bytes_in_use() - before);
+        return b->info().weight_bytes;
+    };
+    CHECK(bytes(720 * 721) == bytes(0));
+}
+
 // More than the staging memory holds, with nobody waiting in between; the host's values change as
 // soon as `write` has returned.
 void test_staging() {
@@ -353,6 +372,7 @@ void test_room_that_is_found_later() {
 int main() {
     test_new_memory_is_zero_and_then_what_was_written();
     test_constants();
+    test_constants_of_the_host();
     test_staging();
     test_frames();
     test_stages();
