@@ -95,8 +95,9 @@ void Engine::check_owner() const {
              static_cast<int>(owner_), static_cast<int>(getpid()));
 }
 
-Engine::Entered::Entered(Engine& e)
-    : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_), before_(ops_.enter()) {}
+Engine::Entered::Entered(Engine& e) : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_) {
+    ops_.enter();
+}
 
 void Engine::check_flow(const FlowInput& f) const {
     if (f.rows < 1 || f.rows > config_.chunk_size)

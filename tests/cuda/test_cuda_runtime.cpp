@@ -228,6 +228,45 @@ void test_several_devices() {
     cudaGetLastError();
 }
 
+// In a thread of its own: what opens the device that a thread begins with, and what does not.
+template <class F>
+bool opens(const F& call) {
+    emulator::use_devices(2);
+    std::thread([&] { CHECK(!call()); }).join();
+    CHECK(!emulator::opened(1));
+    return emulator::opened(0);
+}
+
+void test_contexts() {
+    int number = 0;
+    cudaDeviceProp properties;
+    cudaStream_t stream = nullptr;
+    CHECK(!opens([&] { return cudaGetDeviceCount(&number); }));
+    CHECK(!opens([&] { return cudaGetDevice(&number); }));
+    CHECK(!opens([&] { return cudaGetDeviceProperties(&properties, 1); }));
+    CHECK(!opens([&] { return cudaDeviceGetAttribute(&number, cudaDevAttrIntegrated, 1); }));
+    CHECK(opens([&] { return cudaSetDevice(0); }));
+    CHECK(opens([&] { return cudaFree(nullptr); }));
+    CHECK(opens([&] { return cudaStreamCreate(&stream); }));
+    CHECK(opens([&] { return cudaStreamSynchronize(stream); }));
+    CHECK(opens([&] { return cudaStreamDestroy(stream); }));
+
+    emulator::use_devices(2);
+    std::thread([&] {
+        CUcontext second = nullptr, popped = nullptr;
+        CHECK(cuCtxPopCurrent(&popped) == CUDA_ERROR_INVALID_CONTEXT);
+        CHECK(cuDevicePrimaryCtxRetain(&second, 2) == CUDA_ERROR_INVALID_DEVICE);
+        CHECK(!cuDevicePrimaryCtxRetain(&second, 1) && !cuCtxPushCurrent(second));
+        CHECK(!cudaGetDevice(&number) && number == 1);
+        CHECK(!cudaFree(nullptr));
+        CHECK(!cuCtxPopCurrent(&popped) && popped == second);
+        CHECK(!cudaGetDevice(&number) && number == 0);
+        CHECK(emulator::handles_in_use() == 1 && !cuDevicePrimaryCtxRelease(1));
+        CHECK(emulator::opened(1) && !emulator::opened(0));
+    }).join();
+    emulator::use_devices(1);
+}
+
 void test_graph() {
     cudaStream_t stream = nullptr, other = nullptr;
     cudaEvent_t fork = nullptr, join = nullptr;
@@ -325,6 +364,7 @@ int main() {
     test_deferred();
     test_default_stream();
     test_several_devices();
+    test_contexts();
     test_graph();
     test_protection();
     CHECK(emulator::allocations_in_use() == 0 && emulator::handles_in_use() == 0);

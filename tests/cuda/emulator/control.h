@@ -56,6 +56,8 @@ void use_device(int architecture);
 const DeviceModel& device_model();
 // So many of the device that is played; every thread begins with number 0 as its current one.
 void use_devices(int count);
+// Whether anything since use_devices() took a context of that device, which costs its memory.
+bool opened(int device);
 // cudaGetDeviceCount then says 35 (no driver).
 void remove_device(bool removed);
 
@@ -64,7 +66,7 @@ void fail_allocation(int nth);
 size_t device_bytes_in_use();
 size_t device_bytes_on(int device);
 size_t allocations_in_use();  // device and pinned host
-size_t handles_in_use();      // streams and graphs, prepared ones too
+size_t handles_in_use();      // streams, graphs (prepared ones too) and retained contexts
 
 // Counted since the program began: what ran.
 struct Counters {

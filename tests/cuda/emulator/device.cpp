@@ -29,10 +29,8 @@ const DeviceModel kDevices[] = {
 };
 
 DeviceModel played = kDevices[2];
-int device_count = 1;
 bool removed = false;
 thread_local cudaError_t last_error = cudaSuccess;
-thread_local int current_number = 0;
 
 }  // namespace
 
@@ -55,8 +53,6 @@ void use_device(int architecture) {
                       "no device of architecture " + std::to_string(architecture));
 }
 
-void use_devices(int count) { device_count = count; }
-int current_device() { return current_number; }
 void remove_device(bool is_removed) { removed = is_removed; }
 Counters counters() { return {counted.kernels, counted.graph_launches, counted.copies}; }
 
@@ -117,24 +113,11 @@ const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(erro
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
-cudaError_t cudaGetDeviceCount(int* count) {
-    *count = no_device() ? 0 : device_count;
-    return no_device() ? keep(cudaErrorInsufficientDriver) : cudaSuccess;
-}
-cudaError_t cudaGetDevice(int* device) {
-    *device = current_number;
-    return no_device() ? keep(cudaErrorInsufficientDriver) : cudaSuccess;
-}
-cudaError_t cudaSetDevice(int device) {
-    if (no_device()) return keep(cudaErrorInsufficientDriver);
-    if (device < 0 || device >= device_count) return keep(cudaErrorInvalidDevice);
-    current_number = device;
-    return cudaSuccess;
-}
-
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     if (no_device()) return keep(cudaErrorInsufficientDriver);
-    if (device < 0 || device >= device_count) return keep(cudaErrorInvalidDevice);
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    if (device < 0 || device >= count) return keep(cudaErrorInvalidDevice);
     *p = {};
     std::strncpy(p->name, played.name, sizeof p->name - 1);
     p->totalGlobalMem = played.memory_bytes;
