@@ -29,7 +29,8 @@ PIP = bin/python -m pip --disable-pip-version-check --quiet
 # The build's tools come from PyPI, pinned: no isolated build environment, so that a rebuild is
 # incremental and needs no network.
 BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
-# A plain `pip install .` compiles the CUDA backend where it finds nvcc: minutes that these do not need.
+# A plain `pip install .` compiles the CUDA backend where it finds nvcc and a GPU: minutes that these
+# do not need.
 CPU_ONLY := -C cmake.define.SMOLVLA_CUDA=OFF
 
 .PHONY: help demo test test-cpp fuzz bench bench-ops bench-micro bench-precision lint clean

@@ -16,10 +16,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton", reason="triton is not installed (extra triton)")
 
-import torch.nn.functional as F  # noqa: E402
+from smolvla_edge.kernels.cases import CASES, Operands  # noqa: E402  (it needs both)
 
-from smolvla_edge.kernels.cases import CASES, Operands  # noqa: E402
-
+F = torch.nn.functional
 pytestmark = pytest.mark.gpu
 CALLS = 50  # in one graph: the replay's own microseconds are divided by so many
 

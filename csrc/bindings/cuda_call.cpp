@@ -139,12 +139,6 @@ void wait_for(uintptr_t producer, cudaStream_t stream) {
 
 }  // namespace
 
-CurrentGpu::CurrentGpu(int index) {
-    check(cudaGetDevice(&before_), "asking for the GPU");
-    if (index != before_) check(cudaSetDevice(index), "choosing the GPU");
-}
-CurrentGpu::~CurrentGpu() { cudaSetDevice(before_); }
-
 Call::Call(const py::object& caller)
     : caller_(caller),
       stream_(reinterpret_cast<cudaStream_t>(caller.attr("stream").cast<uintptr_t>())) {}
@@ -159,16 +153,16 @@ const DeviceArray& Call::keep(const py::object& x, const char* name, const Wante
     DeviceArray a = read_device_array(x, name, exchange);
     check_fits(a, name, wanted, written);
     if (a.device < 0 && a.place != Place::host) {
-        cudaPointerAttributes found = {};
-        check(cudaPointerGetAttributes(&found, a.data), name);
-        if (found.type == cudaMemoryTypeUnregistered)
+        int owner = cuda::kUnknown;
+        check(cuda::owner_of(a.data, &owner), name);
+        if (owner == cuda::kUnknown)
             fail(ErrorKind::input,
                  "%s: expected memory of a CUDA GPU, got %s at %p in the CPU's memory", name,
                  a.describe().c_str(), a.data);
-        if (found.type == cudaMemoryTypeHost)
+        if (owner == cuda::kPinned)
             a.place = Place::host;
         else
-            a.device = found.device;
+            a.device = owner;
     }
     if (a.place != Place::host) on_gpu(a.device, name);
     arguments_.push_back({name, std::move(a), written, false});
@@ -245,6 +239,7 @@ int Call::start() {
     check_overlaps();
     if (gpu_ < 0) check(cudaGetDevice(&gpu_), "asking for the GPU");  // all in pinned memory
     current_.emplace(gpu_);
+    check(current_->status(), "choosing the GPU");
     const int processors = prepared_processors(gpu_);
     for (const Argument& a : arguments_)
         if (a.array.producer_stream) wait_for(a.array.producer_stream, stream_);

@@ -8,6 +8,7 @@
 
 #include "bindings/device_array.h"
 #include "bindings/gil.h"
+#include "cuda/current_gpu.h"
 #include "cuda/kernels.h"
 #include "cuda/status.h"
 
@@ -22,18 +23,6 @@ struct Wanted {
     // Addresses of rows are multiples of this. Less than 4 never, where kernels address rows in
     // words.
     int alignment = 4;
-};
-
-// Makes a GPU current, and in the end what was current before.
-class CurrentGpu {
-public:
-    explicit CurrentGpu(int index);
-    ~CurrentGpu();
-    CurrentGpu(const CurrentGpu&) = delete;
-    CurrentGpu& operator=(const CurrentGpu&) = delete;
-
-private:
-    int before_ = 0;
 };
 
 class Call {
@@ -91,7 +80,7 @@ private:
     std::deque<Argument> arguments_;
     int gpu_ = -1;
     const char* gpu_of_ = "";
-    std::optional<CurrentGpu> current_;
+    std::optional<cuda::CurrentGpu> current_;
 };
 
 // Sizes within what kernels count in an int, with room for a product of a few of them.

@@ -1,5 +1,6 @@
 // Linear layers on arrays of other libraries, and the handles of integer weights.
 #include <cmath>
+#include <optional>
 
 #include "bindings/arrays.h"
 #include "bindings/cuda_ops.h"
@@ -103,7 +104,10 @@ struct PackedWeight : MadeByInit {
     int bits, in, out, group, columns, ld, gpu;
     bool gated;
     void *data, *scales;
+    std::optional<cuda::CurrentGpu> current;  // before the memory: until it is given back
     cuda::DeviceMemory memory;
+
+    ~PackedWeight() { current.emplace(gpu); }
 
     void fill(const void* codes, size_t code_bytes, const void* with, size_t scale_bytes) {
         data = memory.allocate(code_bytes, "codes");
@@ -146,7 +150,8 @@ std::unique_ptr<PackedWeight> pack(const py::object& codes, const py::object& sc
     made->bits = bits, made->in = in, made->out = out, made->gpu = gpu;
     made->group = four ? group : 0, made->gated = gated;
     GilRelease release;
-    const CurrentGpu current(gpu);
+    const cuda::CurrentGpu current(gpu);
+    cuda::check(current.status(), "choosing the GPU");
     const std::vector<int> outs(parts.size(), out);
     if (four) {
         const cuda::PackedI4 p = cuda::pack_i4(parts, outs, in, group, gated, ErrorKind::input);

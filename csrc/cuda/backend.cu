@@ -1,16 +1,19 @@
-// The CUDA backend: chooses kernels, keeps memory, records stages as graphs.
+// The CUDA backend: the operations of ops/ops.h by the kernels that it chooses for them.
 #include "cuda/backend.h"
 
-#include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include "cpu/rows.h"
+#include "cuda/constants.h"
+#include "cuda/converted_rows.h"
+#include "cuda/current_gpu.h"
 #include "cuda/graphs.h"
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
 #include "cuda/status.h"
+#include "cuda/timeline.h"
 #include "cuda/weights.h"
-#include "runtime/arena.h"
 
 namespace smolvla {
 namespace cuda {
@@ -18,29 +21,10 @@ namespace {
 
 constexpr int kRowBucket = 16;  // rows of a stage are rounded up to this
 constexpr size_t kWord = sizeof(float);
+constexpr const char* kFrame = "a camera's frame";
 
 struct DeviceKvStore : KvStore {
     DeviceKv kv;
-};
-
-// The stream that everything runs on, and the moments noted on it.
-struct Timeline {
-    cudaStream_t stream = nullptr;
-    cudaEvent_t moments[Backend::kMoments] = {};
-
-    Timeline() = default;
-    ~Timeline() {
-        for (cudaEvent_t moment : moments)
-            if (moment) cudaEventDestroy(moment);
-        if (stream) cudaStreamDestroy(stream);
-    }
-    Timeline(const Timeline&) = delete;
-    Timeline& operator=(const Timeline&) = delete;
-
-    void begin() {
-        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
-        for (cudaEvent_t& moment : moments) check(cudaEventCreate(&moment), "making an event");
-    }
 };
 
 class CudaBackend final : public Backend {
@@ -54,15 +38,19 @@ public:
         check(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, device_),
               "asking the GPU what it is");
         timeline_.begin();
-        stream_ = timeline_.stream;
+        stream_ = timeline_.stream();
         staging_ = std::make_unique<Staging>(stream_);
         graphs_ = std::make_unique<StageGraphs>(stream_);
+        converted_ = std::make_unique<ConvertedRows>(buffers_, stream_);
         check(prepare_gemm_bf16(), "preparing kernels");
         check(prepare_gemm_i8(), "preparing kernels");
         check(prepare_gemm_w4(), "preparing kernels");
     }
 
-    ~CudaBackend() override { cudaStreamSynchronize(stream_); }
+    ~CudaBackend() override {
+        current_.emplace(device_);
+        cudaStreamSynchronize(stream_);
+    }
 
     // --- while loading ---------------------------------------------------------------------------
     const Linear* load_linear(const TensorSource& source, const std::vector<std::string>& weights,
@@ -75,20 +63,14 @@ public:
         return keep(upload_matrix(weights_, name, weight, out, in));
     }
 
-    // In host memory, for the model to fill and to look at; the device has a copy from
-    // finish_weights on, at the same offsets.
     float* make_weights(const std::string&, size_t count) override {
-        return constants_.floats(count);
+        return constants_.make(count);
+    }
+    float* make_host_weights(const std::string&, size_t count) override {
+        return constants_.make_for_host(count);
     }
     bool weights_filled() const override { return false; }
-    void finish_weights() override {
-        const size_t bytes = constants_.used_bytes();
-        device_constants_ = static_cast<char*>(weights_.allocate(bytes, "constants"));
-        check(cudaMemcpy(device_constants_, constants_.image(), bytes, cudaMemcpyHostToDevice),
-              "copying constants");
-        // A copy returns when the host's memory was read; our stream would not wait for the rest.
-        check(cudaStreamSynchronize(nullptr), "copying weights");
-    }
+    void finish_weights() override { constants_.upload(weights_); }
     void write_packed(const std::string&, const std::string&, const std::string&) override {
         fail(ErrorKind::backend, "device cuda keeps no packed cache: load without packed_cache");
     }
@@ -122,7 +104,7 @@ public:
         return static_cast<float*>(buffers_.allocate(count * kWord, "activations"));
     }
     Mat make_mat(int rows, int cols, Storage storage = Storage::f32) override {
-        most_rows_ = std::max(most_rows_, rows);
+        converted_->expect_rows(rows);
         return Backend::make_mat(rows, cols, storage);
     }
     Storage activation_storage(int unit) const override {
@@ -178,33 +160,22 @@ public:
     }
     void record_stage(const StageKey& key, Body body) override {
         if (graphs_->has(key)) return;
-        scratch_rows({nullptr, most_rows_, widest_}, widest_, Storage::f32);  // not in a recording
+        converted_->reserve();
         graphs_->record(key, body);
     }
     void reserve_frames(int cameras, size_t bytes) override {
-        if (!facts_.integrated) room(frame_, bytes, "a camera's frame");
+        if (!facts_.integrated) frame_.room(bytes, kFrame);
         staging_->reserve(size_t(cameras) * (bytes + 64) + (size_t{16} << 20));
     }
-    // Another library may have made another GPU this thread's current one.
-    int enter() override {
-        int before = device_;
-        cudaGetDevice(&before);
-        if (before != device_) cudaSetDevice(device_);
-        return before;
+    // Another thread, or another library in this one, may have another current GPU.
+    void enter() override {
+        current_.emplace(device_);
+        check(current_->status(), "choosing the GPU");
     }
-    void leave(int before) override {
-        if (before != device_) cudaSetDevice(before);
-    }
-    void mark(int moment) override {
-        check(cudaEventRecord(timeline_.moments[moment], stream_), "noting a moment");
-    }
+    void leave() override { current_.reset(); }
+    void mark(int moment) override { timeline_.mark(moment); }
     double between(int first, int second) const override {
-        float milliseconds = 0;
-        check(cudaEventSynchronize(timeline_.moments[second]), "timing");
-        check(cudaEventElapsedTime(&milliseconds, timeline_.moments[first],
-                                   timeline_.moments[second]),
-              "timing");
-        return milliseconds;
+        return timeline_.between(first, second);
     }
     int stage_rows(int rows) const override {
         return (rows + kRowBucket - 1) / kRowBucket * kRowBucket;
@@ -227,24 +198,25 @@ public:
         cudaError_t status = cudaSuccess;
         switch (w.format) {
             case Format::f32:
-                status =
-                    gemm_f32(as_f32(x), w.data, false, w.columns, w.in, e, processors_, stream_);
+                status = gemm_f32(converted_->as_f32(x), w.data, false, w.columns, w.in, e,
+                                  processors_, stream_);
                 break;
             case Format::bf16:
-                status = exact() ? gemm_f32(as_f32(x), w.data, true, w.columns, w.in, e,
+                status = exact() ? gemm_f32(converted_->as_f32(x), w.data, true, w.columns, w.in, e,
                                             processors_, stream_)
-                                 : gemm_bf16(as_bf16(x, w.in), w.data, w.ld, w.columns, w.in, e,
-                                             processors_, stream_);
+                                 : gemm_bf16(converted_->as_bf16(x, w.in), w.data, w.ld, w.columns,
+                                             w.in, e, processors_, stream_);
                 break;
             case Format::i8:
-                status = gemm_i8(as_i8(x), w.data, w.ld, static_cast<const float*>(w.scales),
-                                 w.columns, w.in, e, processors_, stream_);
+                status =
+                    gemm_i8(converted_->as_i8(x), w.data, w.ld, static_cast<const float*>(w.scales),
+                            w.columns, w.in, e, processors_, stream_);
                 break;
             case Format::i4:
-                status =
-                    gemm_w4(as_bf16(x, (w.in + 63) / 64 * 64), static_cast<const uint4*>(w.data),
-                            static_cast<const uint32_t*>(w.scales), w.group, w.columns, w.in, e,
-                            processors_, stream_);
+                status = gemm_w4(converted_->as_bf16(x, (w.in + 63) / 64 * 64),
+                                 static_cast<const uint4*>(w.data),
+                                 static_cast<const uint32_t*>(w.scales), w.group, w.columns, w.in,
+                                 e, processors_, stream_);
         }
         check(status, w.name.c_str());
     }
@@ -286,9 +258,10 @@ public:
             check(cudaHostGetDevicePointer(&mapped, staged, 0), "showing a frame to the GPU");
             there.data = mapped;
         } else {
-            there.data = room(frame_, bytes, "a camera's frame");
-            check(cudaMemcpyAsync(frame_.data, staged, bytes, cudaMemcpyHostToDevice, stream_),
+            void* copied = frame_.room(bytes, kFrame);
+            check(cudaMemcpyAsync(copied, staged, bytes, cudaMemcpyHostToDevice, stream_),
                   "copying a frame to the GPU");
+            there.data = copied;
         }
         check(cuda::letterbox(there, pixels, height, width, stream_), "letterbox");
     }
@@ -326,82 +299,34 @@ public:
     }
 
 private:
-    // A buffer that grows; what it held is lost then.
-    struct Scratch {
-        float* data = nullptr;
-        size_t bytes = 0;
-    };
-
     bool exact() const { return compute_ == Compute::float32; }
     static bool tensor_cores(const DeviceKv& kv) { return kv.bf16 && kv.head_dim == 64; }
     static const DeviceLinear& device(const Linear* w) {
         return *static_cast<const DeviceLinear*>(w);
     }
     const Linear* keep(DeviceLinear made) {
-        // Rows that have another storage than a weight needs are converted into scratch memory.
-        widest_ = std::max(widest_, made.in);
+        converted_->expect_columns(made.in);
         linears_.push_back(std::make_unique<DeviceLinear>(std::move(made)));
         return linears_.back().get();
     }
 
-    // The device's address of a constant or of device memory.
-    const float* here(const float* p) const {
-        const char* at = reinterpret_cast<const char*>(p);
-        const char* base = constants_.image();
-        const bool constant = at >= base && at < base + constants_.used_bytes();
-        return constant ? reinterpret_cast<const float*>(device_constants_ + (at - base)) : p;
-    }
+    const float* here(const float* p) const { return constants_.on_device(p); }
 
-    float* room(Scratch& scratch, size_t bytes, const char* what) {
-        if (bytes > scratch.bytes) {
-            scratch.data = static_cast<float*>(buffers_.allocate(bytes, what));
-            scratch.bytes = bytes;
-        }
-        return scratch.data;
-    }
-    // Rows of at most the widest weight, `most_rows_` of them, in any storage.
-    Mat scratch_rows(Mat like, int columns, Storage storage) {
-        const size_t ld = size_t(std::max(columns, widest_) + 31) / 16 * 16 + 16;
-        const int rows = std::max(most_rows_, like.rows);
-        float* data = room(rows_, size_t(rows) * ld * kWord, "rows in another storage");
-        return {data, like.rows, like.cols, ptrdiff_t(ld), storage};
-    }
-    Mat as_f32(Mat x) {
-        if (x.storage == Storage::f32) return x;
-        const Mat to = scratch_rows(x, x.cols, Storage::f32);
-        check(copy_rows(x, 1.0f, to, x.cols, stream_), "rows to float32");
-        return to;
-    }
-    // Zero behind its columns up to `padded`.
-    Mat as_bf16(Mat x, int padded) {
-        const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.ld % 4 == 0;
-        if (x.storage == Storage::bf16_rows && aligned) return x;
-        const Mat to = scratch_rows(x, padded, Storage::bf16_rows);
-        check(copy_rows(x, 1.0f, to, padded, stream_), "rows to bfloat16");
-        return to;
-    }
-    Mat as_i8(Mat x) {
-        if (x.storage == Storage::i8) return x;
-        const Mat to = scratch_rows(x, x.cols, Storage::i8);
-        check(quantize_rows(x, to, stream_), "rows to integers");
-        return to;
-    }
-
+    std::optional<CurrentGpu> current_;  // first: until all else is given back
     const Compute compute_;
     int device_ = 0, processors_ = 1;
     CudaDevice facts_;
     Timeline timeline_;
     cudaStream_t stream_ = nullptr;  // of the timeline
-    Arena constants_;
-    char* device_constants_ = nullptr;
+    Constants constants_;
     DeviceMemory weights_, buffers_;
     std::unique_ptr<Staging> staging_;
     std::vector<std::unique_ptr<DeviceLinear>> linears_;
     std::vector<std::unique_ptr<DeviceKvStore>> kvs_;
     std::unique_ptr<StageGraphs> graphs_;
+    std::unique_ptr<ConvertedRows> converted_;
     std::vector<float> gathered_;
-    Scratch rows_, frame_;
-    int most_rows_ = 0, widest_ = 0;
+    Scratch frame_{buffers_};
 };
 
 }  // namespace

@@ -1,8 +1,10 @@
 # The CUDA backend for nvcc: target smolvla_cuda, made when SMOLVLA_CUDA asks for it. Included by the
 # root, because a language is enabled where its targets are linked.
 #
-# Configuring works without CUDA: AUTO leaves the backend out when there is no nvcc; ON is an error
-# then. The runtime is linked statically: importing needs no driver and no CUDA on the machine.
+# Configuring works without CUDA: AUTO leaves the backend out when there is no nvcc, or no GPU to
+# compile for; ON is an error without nvcc. The runtime is linked statically: importing needs no
+# driver and no CUDA on the machine.
+include(csrc/cuda/architectures.cmake)
 include(csrc/cuda/sources.cmake)
 
 set(smolvla_with_cuda OFF)
@@ -16,6 +18,19 @@ elseif(NOT SMOLVLA_CUDA STREQUAL "OFF")
   elseif(SMOLVLA_CUDA STREQUAL "ON")
     message(FATAL_ERROR "SMOLVLA_CUDA=ON: no nvcc was found. Put it on PATH, or name it with "
                         "-DCMAKE_CUDA_COMPILER=/usr/local/cuda/bin/nvcc")
+  endif()
+endif()
+
+set(smolvla_cuda_archs ${SMOLVLA_CUDA_ARCHS})
+set(smolvla_known_archs)
+if(smolvla_with_cuda AND SMOLVLA_CUDA STREQUAL "AUTO" AND NOT smolvla_cuda_archs)
+  smolvla_gpus_here(smolvla_cuda_archs /proc/device-tree/compatible)
+  smolvla_archs_of_compiler(smolvla_known_archs ${CMAKE_CUDA_COMPILER})
+  if(NOT smolvla_cuda_archs)
+    message(STATUS "CUDA backend: left out. nvcc is here, and no GPU of compute capability 8.0 or "
+                   "later that nvidia-smi shows. For all GPUs: -DSMOLVLA_CUDA=ON (with pip: -C "
+                   "cmake.define.SMOLVLA_CUDA=ON); for one kind: -DSMOLVLA_CUDA_ARCHS=87 (Orin)")
+    set(smolvla_with_cuda OFF)
   endif()
 endif()
 
@@ -40,8 +55,6 @@ if(smolvla_with_cuda)
 endif()
 
 if(smolvla_with_cuda)
-  # Machine code for each, and PTX of the lowest for what comes after.
-  set(smolvla_cuda_archs ${SMOLVLA_CUDA_ARCHS})
   if(NOT smolvla_cuda_archs)
     set(smolvla_cuda_archs 80 87 89 90)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
@@ -51,12 +64,10 @@ if(smolvla_with_cuda)
       list(APPEND smolvla_cuda_archs 110)
     endif()
   endif()
-  list(SORT smolvla_cuda_archs COMPARE NATURAL)
-  list(GET smolvla_cuda_archs 0 lowest)
-  list(TRANSFORM smolvla_cuda_archs APPEND -real)
+  smolvla_cuda_architectures(smolvla_cuda_archs "${smolvla_cuda_archs}" "${smolvla_known_archs}")
   add_library(smolvla_cuda STATIC ${SMOLVLA_CUDA_SOURCES})
   set_target_properties(smolvla_cuda PROPERTIES
-                        CUDA_ARCHITECTURES "${smolvla_cuda_archs};${lowest}-virtual")
+                        CUDA_ARCHITECTURES "${smolvla_cuda_archs}")
   # -fmad=false: on the GPU too, a multiplication and an addition round twice unless fmaf is written.
   target_compile_options(smolvla_cuda PRIVATE -fmad=false
                          -Xcompiler=-Wall,-Wextra,-ffp-contract=off

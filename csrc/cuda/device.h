@@ -36,11 +36,6 @@ struct Launch {
     dim3 grid, block;
     size_t shared_bytes = 0;  // above 48 KB: allow_shared_memory(kernel, bytes) once before
     cudaStream_t stream = nullptr;
-    // All blocks run at the same time, or the launch fails: for kernels with a grid-wide barrier.
-    bool cooperative = false;
-    // The kernel may start before its predecessor in the stream has ended, and calls
-    // wait_for_predecessor() before it reads what that wrote. Devices of sm_90 and later only.
-    bool overlap = false;
 };
 
 #if defined(SMOLVLA_CUDA_EMULATED)
@@ -49,38 +44,18 @@ template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), const Launch& how, A... arguments) {
     static_assert(sizeof...(P) == sizeof...(A), "a kernel takes all of its arguments");
     return emulator::launch_kernel(kernel, how.grid, how.block, how.shared_bytes, how.stream,
-                                   how.cooperative, static_cast<P>(arguments)...);
+                                   static_cast<P>(arguments)...);
 }
 
 #else
 
 namespace detail {
-inline cudaError_t launch_packed(const void* kernel, const Launch& how, void** arguments) {
-    cudaLaunchAttribute attributes[2];
-    unsigned count = 0;
-    if (how.cooperative) {
-        attributes[count].id = cudaLaunchAttributeCooperative;
-        attributes[count++].val.cooperative = 1;
-    }
-    if (how.overlap) {
-        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    cudaLaunchConfig_t config = {};
-    config.gridDim = how.grid;
-    config.blockDim = how.block;
-    config.dynamicSmemBytes = how.shared_bytes;
-    config.stream = how.stream;
-    config.attrs = attributes;
-    config.numAttrs = count;
-    return cudaLaunchKernelExC(&config, kernel, arguments);
-}
-
 template <class... P>
 cudaError_t launch_typed(void (*kernel)(P...), const Launch& how, P... arguments) {
     void* pointers[sizeof...(P) + 1] = {const_cast<void*>(static_cast<const void*>(&arguments))...,
                                         nullptr};
-    return launch_packed(reinterpret_cast<const void*>(kernel), how, pointers);
+    return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), how.grid, how.block, pointers,
+                            how.shared_bytes, how.stream);
 }
 }  // namespace detail
 

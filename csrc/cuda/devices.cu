@@ -50,7 +50,9 @@ std::string unfit(const CudaDevice& device, const std::vector<int>& architecture
     if (lowest != architectures.end() && device.sm < *lowest)
         return "this build has kernels for compute capability " + point(*lowest) +
                " and later, got " + device.name + " of " + point(device.sm) +
-               ". Build it again without SMOLVLA_CUDA_ARCHS";
+               ". Build it for this one: pip install . -C cmake.define.SMOLVLA_CUDA=ON -C "
+               "cmake.define.SMOLVLA_CUDA_ARCHS=" +
+               std::to_string(device.sm);
     return "";
 }
 

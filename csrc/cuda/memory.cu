@@ -25,6 +25,14 @@ void* DeviceMemory::allocate(size_t bytes, const char* what) {
     return block;
 }
 
+void* Scratch::room(size_t bytes, const char* what) {
+    if (bytes > bytes_) {
+        data_ = memory_.allocate(bytes, what);
+        bytes_ = bytes;
+    }
+    return data_;
+}
+
 Staging::~Staging() {
     if (base_) cudaFreeHost(base_);
 }

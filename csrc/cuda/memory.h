@@ -25,6 +25,19 @@ private:
     std::atomic<size_t> used_{0};  // asked for while a call runs
 };
 
+// One block that grows: what it held is lost then, and the smaller one stays where it was, because
+// recorded stages know its address.
+class Scratch {
+public:
+    explicit Scratch(DeviceMemory& memory) : memory_(memory) {}
+    void* room(size_t bytes, const char* what);
+
+private:
+    DeviceMemory& memory_;
+    void* data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
 // Pinned host memory through which copies pass, so that the caller's memory is free at once and the
 // copy engine needs no help from the driver.
 class Staging {

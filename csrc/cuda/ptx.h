@@ -23,25 +23,11 @@ __device__ __forceinline__ int warp_index() { return int(threadIdx.x / 32); }
 
 // --- tensor cores: d += A B; d accumulates in place ----------------------------------------------
 
-// float16 operands, float32 sums.
+// bfloat16 operands, float32 sums.
 //     a[0] = A[g][2t, 2t+1]    a[1] = A[g+8][2t, 2t+1]    a[2] = A[g][2t+8, 2t+9]
 //     a[3] = A[g+8][2t+8, 2t+9]
 //     b0   = B[2t, 2t+1][g]    b1   = B[2t+8, 2t+9][g]
 //     d[0], d[1] = D[g][2t, 2t+1]    d[2], d[3] = D[g+8][2t, 2t+1]
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                        uint32_t b1) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::mma_m16n8k16_f16(d, a, b0, b1);
-#else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-
-// bfloat16 operands; layout as of mma_f16.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {
 #if defined(SMOLVLA_CUDA_EMULATED)
@@ -59,7 +45,7 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
 //     a[0] = A[g][4t .. 4t+3]        a[1] = A[g+8][4t .. 4t+3]
 //     a[2] = A[g][4t+16 .. 4t+19]    a[3] = A[g+8][4t+16 .. 4t+19]
 //     b0   = B[4t .. 4t+3][g]        b1   = B[4t+16 .. 4t+19][g]
-// As bytes, A and B lie as pairs of halves do in mma_f16: ldmatrix serves both.
+// As bytes, A and B lie as pairs of bfloat16 do in mma_bf16: ldmatrix serves both.
 __device__ __forceinline__ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                        uint32_t b1) {
 #if defined(SMOLVLA_CUDA_EMULATED)
@@ -70,20 +56,6 @@ __device__ __forceinline__ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], 
         "{%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#endif
-}
-
-// The same with k = 16, for a K that is a multiple of 16 alone (720):
-//     a0 = A[g][4t .. 4t+3]    a1 = A[g+8][4t .. 4t+3]    b0 = B[4t .. 4t+3][g]
-__device__ __forceinline__ void mma_s8_k16(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::mma_m16n8k16_s8(d, a0, a1, b0);
-#else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
-        "{%0,%1,%2,%3};"
-        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-        : "r"(a0), "r"(a1), "r"(b0));
 #endif
 }
 
@@ -99,16 +71,15 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 #endif
 }
 
-// Matrices of 8 rows of 16 bytes. Lane 8i + r gives the address of row r of matrix i (16-byte
-// aligned; lanes that no matrix needs may give any), and gets of matrix i in r[i] the pair of
-// 16-bit values
+// Four matrices of 8 rows of 16 bytes. Lane 8i + r gives the address of row r of matrix i (16-byte
+// aligned), and gets of matrix i in r[i] the pair of 16-bit values
 //     matrix[g][2t, 2t+1]                       as it lies
 //     matrix[2t][g], matrix[2t+1][g]            with _trans
-// For A of mma_f16 the four matrices are: rows 0-7, rows 8-15, rows 0-7 of the next 8 columns,
+// For A of mma_bf16 the four matrices are: rows 0-7, rows 8-15, rows 0-7 of the next 8 columns,
 // rows 8-15 of those. So lane l gives row l % 16 and column 8 * (l / 16).
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
 #if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(r, 4, false, address);
+    emulator::ldmatrix(r, false, address);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -118,7 +89,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) 
 }
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
 #if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(r, 4, true, address);
+    emulator::ldmatrix(r, true, address);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -126,98 +97,18 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t add
                  : "memory");
 #endif
 }
-__device__ __forceinline__ void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(r, 2, false, address);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], uint32_t address) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(r, 2, true, address);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(address)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void ldmatrix_x1(uint32_t& r, uint32_t address) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(&r, 1, false, address);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-                 : "=r"(r)
-                 : "r"(address)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void ldmatrix_x1_trans(uint32_t& r, uint32_t address) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::ldmatrix(&r, 1, true, address);
-#else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];"
-                 : "=r"(r)
-                 : "r"(address)
-                 : "memory");
-#endif
-}
 
 // --- global to shared memory, asynchronously -----------------------------------------------------
 // The copying thread sees its copies after copy_wait; others only after a barrier that follows it.
-// Both addresses are multiples of the size. Beyond source_bytes the destination gets zeros; with
-// 0 the source is not read (and may be any address).
+// Both addresses are multiples of 16. Beyond source_bytes the destination gets zeros; with 0 the
+// source is not read (and may be any address).
 
 __device__ __forceinline__ void copy_16(uint32_t to, const void* from, int source_bytes = 16) {
 #if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::copy_async(to, from, 16, source_bytes);
+    emulator::copy_async(to, from, source_bytes);
 #else
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(source_bytes)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void copy_8(uint32_t to, const void* from, int source_bytes = 8) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::copy_async(to, from, 8, source_bytes);
-#else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from),
-                 "r"(source_bytes)
-                 : "memory");
-#endif
-}
-__device__ __forceinline__ void copy_4(uint32_t to, const void* from, int source_bytes = 4) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::copy_async(to, from, 4, source_bytes);
-#else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
-                 "r"(source_bytes)
-                 : "memory");
-#endif
-}
-
-// What is read once a call and should not displace what is read again: weights.
-__device__ __forceinline__ uint64_t evict_first_policy() {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    return 0;
-#else
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-#endif
-}
-__device__ __forceinline__ void copy_16_streamed(uint32_t to, const void* from, uint64_t policy,
-                                                 int source_bytes = 16) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    (void)policy;
-    emulator::copy_async(to, from, 16, source_bytes);
-#else
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to),
-                 "l"(from), "r"(source_bytes), "l"(policy)
                  : "memory");
 #endif
 }
@@ -260,89 +151,11 @@ __device__ __forceinline__ uint4 load_streamed(const uint4* from) {
 #endif
 }
 
-// --- barriers and order --------------------------------------------------------------------------
-
-// For `threads` of the block (a multiple of 32): barrier 1..15; 0 is __syncthreads.
-__device__ __forceinline__ void named_barrier(int barrier, int threads) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::sync_block(barrier, threads);
-#else
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-#endif
-}
-
-// Flags between blocks. A release makes what this thread wrote before visible to whoever acquires
-// it; for the rest of the block, __syncthreads before the release and after the acquire.
-__device__ __forceinline__ int load_acquire(const int* flag) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    return __atomic_load_n(flag, __ATOMIC_ACQUIRE);
-#else
-    int value;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
-    return value;
-#endif
-}
-__device__ __forceinline__ void store_release(int* flag, int value) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    __atomic_store_n(flag, value, __ATOMIC_RELEASE);
-#else
-    asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
-#endif
-}
-// Both: what came before is visible to whoever acquires, what others released before, here.
-__device__ __forceinline__ int add_acquire_release(int* flag, int value) {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    return __atomic_fetch_add(flag, value, __ATOMIC_ACQ_REL);
-#else
-    int before;
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
-                 : "=r"(before)
-                 : "l"(flag), "r"(value)
-                 : "memory");
-    return before;
-#endif
-}
-// Inside every loop that waits for another block. The emulator runs the others here, and reports a
-// wait that nothing can end.
-__device__ __forceinline__ void back_off() {
-#if defined(SMOLVLA_CUDA_EMULATED)
-    emulator::back_off();
-#else
-    __nanosleep(20);
-#endif
-}
-
-// Launches that overlap (Launch::overlap). Before sm_90 there is no such thing: nothing to wait
-// for.
-__device__ __forceinline__ void wait_for_predecessor() {
-#if !defined(SMOLVLA_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-// The successor may start. It still sees only what was written when this kernel has ended.
-__device__ __forceinline__ void allow_successor() {
-#if !defined(SMOLVLA_CUDA_EMULATED) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
 // --- the warp ------------------------------------------------------------------------------------
 
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
     return __shfl_xor_sync(kAllLanes, value, mask);
-}
-template <class T>
-__device__ __forceinline__ T shuffle_down(T value, int lanes) {
-    return __shfl_down_sync(kAllLanes, value, unsigned(lanes));
-}
-template <class T>
-__device__ __forceinline__ T shuffle_up(T value, int lanes) {
-    return __shfl_up_sync(kAllLanes, value, unsigned(lanes));
-}
-template <class T>
-__device__ __forceinline__ T shuffle(T value, int lane) {
-    return __shfl_sync(kAllLanes, value, lane);
 }
 // Over LANES neighbours (a power of two), in every one of them, the same bits in all.
 template <int LANES = 32>
@@ -355,12 +168,6 @@ template <int LANES = 32>
 __device__ __forceinline__ float max_over(float value) {
 #pragma unroll
     for (int mask = LANES / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-    return value;
-}
-template <int LANES = 32>
-__device__ __forceinline__ int sum_over(int value) {
-#pragma unroll
-    for (int mask = LANES / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
 }
 

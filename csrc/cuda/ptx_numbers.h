@@ -23,12 +23,8 @@ __device__ __forceinline__ __half2 as_half2(uint32_t bits) { return bits_as<__ha
 __device__ __forceinline__ __nv_bfloat162 as_bf162(uint32_t bits) {
     return bits_as<__nv_bfloat162>(bits);
 }
-__device__ __forceinline__ uint32_t as_bits(__half2 pair) { return bits_as<uint32_t>(pair); }
 __device__ __forceinline__ uint32_t as_bits(__nv_bfloat162 pair) { return bits_as<uint32_t>(pair); }
 // Rounded to nearest even; low is the lower index.
-__device__ __forceinline__ uint32_t pack_half2(float low, float high) {
-    return as_bits(__floats2half2_rn(low, high));
-}
 __device__ __forceinline__ uint32_t pack_bf162(float low, float high) {
     return as_bits(__floats2bfloat162_rn(low, high));
 }
@@ -60,44 +56,13 @@ constexpr int kAndOr = 0xea;
 //     out[i] = (nibble i - 8, nibble i + 4 - 8)        i = 0..3
 // so element 2i of eight belongs into nibble i and element 2i + 1 into nibble i + 4. Exact.
 
-// A nibble under 0x6400 is the half 1024 + n, a nibble four bits higher is 1024 + 16 n.
-__device__ __forceinline__ void expand_s4_half(uint32_t word, __half2 (&out)[4]) {
-    const __half2 low_bias = as_half2(0x64086408);   // 1032
-    const __half2 sixteenth = as_half2(0x2c002c00);  // 1/16
-    const __half2 high_bias = as_half2(0xd480d480);  // -72 = -(1024 / 16 + 8)
-    const uint32_t next = word >> 8;
-    out[0] = __hsub2(as_half2(lop3<kAndOr>(word, 0x000f000f, 0x64006400)), low_bias);
-    out[1] = __hfma2(as_half2(lop3<kAndOr>(word, 0x00f000f0, 0x64006400)), sixteenth, high_bias);
-    out[2] = __hsub2(as_half2(lop3<kAndOr>(next, 0x000f000f, 0x64006400)), low_bias);
-    out[3] = __hfma2(as_half2(lop3<kAndOr>(next, 0x00f000f0, 0x64006400)), sixteenth, high_bias);
-}
-
-// A nibble under 0x4300 is the bfloat16 128 + n; there is no room for a shifted one.
+// A nibble under 0x4300 is the bfloat16 128 + n; a nibble that lies higher has no room there.
 __device__ __forceinline__ void expand_s4_bf16(uint32_t word, __nv_bfloat162 (&out)[4]) {
     const __nv_bfloat162 one = as_bf162(0x3f803f80), bias = as_bf162(0xc308c308);  // -136
 #pragma unroll
     for (int i = 0; i < 4; ++i)
         out[i] =
             __hfma2(as_bf162(lop3<kAndOr>(word >> (4 * i), 0x000f000f, 0x43004300)), one, bias);
-}
-
-// Eight 4-bit codes as above to int8: even.byte[i] = nibble 2i - 8, odd.byte[i] = nibble 2i + 1
-// - 8. So k = 4t .. 4t+3 of mma_s8 come out of the even nibbles of a word, another four of the odd.
-__device__ __forceinline__ void expand_s4_s8(uint32_t word, uint32_t& even, uint32_t& odd) {
-    // n - 8 of four bits is n with its top bit flipped, sign-extended: (n ^ 8) - 8 per byte, and
-    // with bit 7 set before there is no borrow between bytes.
-    const uint32_t low = word & 0x0f0f0f0fu, high = (word >> 4) & 0x0f0f0f0fu;
-    even = ((low | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
-    odd = ((high | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
-}
-
-// A word of four int8 codes: out[i] = (byte i, byte i + 2)... exact: 0x64 above a byte + 128 is the
-// half 1024 + byte + 128.
-__device__ __forceinline__ void expand_s8_half(uint32_t word, __half2 (&out)[2]) {
-    const uint32_t raised = word ^ 0x80808080u;
-    const __half2 bias = as_half2(0x64806480);  // 1152
-    out[0] = __hsub2(as_half2(__byte_perm(raised, 0x64646464u, 0x4140)), bias);
-    out[1] = __hsub2(as_half2(__byte_perm(raised, 0x64646464u, 0x4342)), bias);
 }
 
 // --- floats to codes -----------------------------------------------------------------------------
@@ -113,8 +78,8 @@ __device__ __forceinline__ uint32_t pack_s8(int a, int b, int c, int d) {
 
 // --- functions -----------------------------------------------------------------------------------
 // ex2.approx is off by 2^-22 of the value at most and rcp.approx by 1 ulp, so silu and gelu are
-// good to a few 2^-22: below the rounding of float16 and bfloat16 by far, and used for those alone.
-// The float32 path calls expf and tanhf.
+// good to a few 2^-22: below the rounding of bfloat16 by far, and used for that alone. The float32
+// path calls expf and tanhf.
 
 __device__ __forceinline__ float exp2_fast(float x) {
 #if defined(SMOLVLA_CUDA_EMULATED)
@@ -142,10 +107,6 @@ __device__ __forceinline__ float silu_fast(float x) {
 __device__ __forceinline__ float gelu_tanh_fast(float x) {
     const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
     return x * reciprocal_fast(1.0f + exp2_fast(-2.8853900817779268f * u));
-}
-// (e^2u - 1) / (e^2u + 1), good to 2^-21 absolutely.
-__device__ __forceinline__ float tanh_fast(float u) {
-    return 1.0f - 2.0f * reciprocal_fast(1.0f + exp2_fast(2.8853900817779268f * u));
 }
 
 }  // namespace smolvla::cuda

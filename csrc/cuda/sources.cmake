@@ -2,6 +2,9 @@
 set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/attention.cu
   csrc/cuda/backend.cu
+  csrc/cuda/constants.cu
+  csrc/cuda/converted_rows.cu
+  csrc/cuda/current_gpu.cu
   csrc/cuda/devices.cu
   csrc/cuda/gemm_bf16.cu
   csrc/cuda/gemm_f32.cu
@@ -13,4 +16,5 @@ set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/pack_codes.cu
   csrc/cuda/positions.cu
   csrc/cuda/rows.cu
+  csrc/cuda/timeline.cu
   csrc/cuda/weights.cu)

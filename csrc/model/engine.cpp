@@ -104,8 +104,9 @@ void Engine::check_owner() const {
              static_cast<int>(owner_), static_cast<int>(getpid()));
 }
 
-Engine::Entered::Entered(Engine& e)
-    : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_), before_(ops_.enter()) {}
+Engine::Entered::Entered(Engine& e) : lock_((e.check_owner(), e.mutex_)), ops_(*e.ops_) {
+    ops_.enter();
+}
 
 void Engine::check_flow(const FlowInput& f) const {
     check_plan(config_, f.plan);

@@ -123,14 +123,13 @@ private:
     class Entered {
     public:
         explicit Entered(Engine& engine);
-        ~Entered() { ops_.leave(before_); }
+        ~Entered() { ops_.leave(); }
         Entered(const Entered&) = delete;
         Entered& operator=(const Entered&) = delete;
 
     private:
         const std::unique_lock<std::mutex> lock_;
         Backend& ops_;
-        const int before_;
     };
     Entered enter() { return Entered(*this); }
     void check_owner() const;

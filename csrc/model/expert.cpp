@@ -78,8 +78,9 @@ void Expert::fold_time_mlp(const TensorSource& source) {
     const TensorEntry& bias_entry = source.expect("time_in.bias", {width});
     const TensorEntry& action_entry = source.expect("action_in.weight", {width, dims});
     const TensorEntry& action_bias_entry = source.expect("action_in.bias", {width});
-    float* time_weight = ops_.make_weights("time half of time_in", w * w);
-    float* time_bias = ops_.make_weights("folded bias of time_in", w);
+    // For set_steps, which makes the table of them on the host.
+    float* time_weight = ops_.make_host_weights("time half of time_in", w * w);
+    float* time_bias = ops_.make_host_weights("folded bias of time_in", w);
     time_weight_ = time_weight;
     time_bias_ = time_bias;
     const std::string folded_name = "time_in after action_in";

@@ -157,6 +157,10 @@ public:
     // Constants that stay beside the weights: zeroed and for the caller to fill, unless weights
     // are filled: then they hold what they were filled with when the packed image was written.
     virtual float* make_weights(const std::string& name, size_t count) = 0;
+    // The same for constants that no operation is given: they need not be in the device's memory.
+    virtual float* make_host_weights(const std::string& name, size_t count) {
+        return make_weights(name, count);
+    }
     virtual bool weights_filled() const = 0;
     // After the last weight. Raises a checkpoint error when the packed image was of others.
     virtual void finish_weights() = 0;
@@ -189,9 +193,9 @@ public:
     virtual void record_stage(const StageKey&, Body) {}
     // Room for the frames of one call: letterbox allocates nothing for so many of so many bytes.
     virtual void reserve_frames(int, size_t) {}
-    // Around every call, in the thread that makes it: `leave` takes what `enter` gave.
-    virtual int enter() { return 0; }
-    virtual void leave(int) {}
+    // Around every call, in the thread that makes it.
+    virtual void enter() {}
+    virtual void leave() {}
     // Notes when what was asked so far is done; the milliseconds between two such moments, once the
     // second is there.
     static constexpr int kMoments = 160;

@@ -65,6 +65,9 @@ public:
     float* make_weights(const std::string& name, size_t count) override {
         return backend_->make_weights(name, count);
     }
+    float* make_host_weights(const std::string& name, size_t count) override {
+        return backend_->make_host_weights(name, count);
+    }
     bool weights_filled() const override { return backend_->weights_filled(); }
     void finish_weights() override { backend_->finish_weights(); }
     void write_packed(const std::string& path, const std::string& bundle,
@@ -96,8 +99,8 @@ public:
     void reserve_frames(int cameras, size_t bytes) override {
         backend_->reserve_frames(cameras, bytes);
     }
-    int enter() override { return backend_->enter(); }
-    void leave(int entered) override { backend_->leave(entered); }
+    void enter() override { backend_->enter(); }
+    void leave() override { backend_->leave(); }
     void mark(int moment) override { backend_->mark(moment); }
     double between(int first, int second) const override {
         return backend_->between(first, second);

@@ -11,8 +11,8 @@ namespace {
 
 __global__ void many_mma(float* out, int times) {
     float d[4][4] = {};
-    const uint32_t a[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
-    for (int i = 0; i < times; ++i) mma_f16(d[i % 4], a, 0x3c003c00u, 0x3c003c00u);
+    const uint32_t a[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+    for (int i = 0; i < times; ++i) mma_bf16(d[i % 4], a, 0x3f803f80u, 0x3f803f80u);
     out[threadIdx.x] = d[0][0] + d[1][1] + d[2][2] + d[3][3];
 }
 
@@ -66,7 +66,7 @@ void measure(const char* name, void (*kernel)(float*, int), int blocks, int thre
 
 int main() {
     for (int threads : {32, 128, 256}) {
-        measure("mma f16", many_mma, 4, threads, 2000000 / threads);
+        measure("mma bf16", many_mma, 4, threads, 2000000 / threads);
         measure("mma s8", many_mma_s8, 4, threads, 2000000 / threads);
         measure("shuffle", many_shuffles, 4, threads, 2000000 / threads);
         measure("ldmatrix", many_ldmatrix, 4, threads, 2000000 / threads);

@@ -9,39 +9,30 @@ using namespace smolvla::cuda;
 
 namespace {
 
-template <int BYTES>
-__device__ void copy(uint32_t to, const unsigned char* from, int source_bytes) {
-    if (BYTES == 16) copy_16(to, from, source_bytes);
-    if (BYTES == 8) copy_8(to, from, source_bytes);
-    if (BYTES == 4) copy_4(to, from, source_bytes);
-}
-
 // Every thread copies one piece, reads it back at once and after the wait.
-template <int BYTES>
 __global__ void copy_pieces(const unsigned char* from, unsigned char* early, unsigned char* late,
                             int source_bytes) {
     unsigned char* shared = shared_memory<unsigned char>();
-    const int at = BYTES * int(threadIdx.x);
-    for (int i = 0; i < BYTES; ++i) shared[at + i] = 77;
-    copy<BYTES>(shared_address(shared + at), source_bytes ? from + at : nullptr, source_bytes);
+    const int at = 16 * int(threadIdx.x);
+    for (int i = 0; i < 16; ++i) shared[at + i] = 77;
+    copy_16(shared_address(shared + at), source_bytes ? from + at : nullptr, source_bytes);
     copy_commit();
-    for (int i = 0; i < BYTES; ++i) early[at + i] = shared[at + i];
+    for (int i = 0; i < 16; ++i) early[at + i] = shared[at + i];
     copy_wait<0>();
-    for (int i = 0; i < BYTES; ++i) late[at + i] = shared[at + i];
+    for (int i = 0; i < 16; ++i) late[at + i] = shared[at + i];
 }
 
-template <int BYTES>
 void test_pieces() {
     constexpr int kThreads = 37;
-    std::vector<unsigned char> from(BYTES * kThreads);
+    std::vector<unsigned char> from(16 * kThreads);
     for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i % 201);
     DeviceArray<unsigned char> device_from(from), early(from.size()), late(from.size());
-    for (int source_bytes = 0; source_bytes <= BYTES; ++source_bytes) {
-        CHECK(!launch(copy_pieces<BYTES>, Launch{1, kThreads, BYTES * kThreads}, device_from.data(),
+    for (int source_bytes = 0; source_bytes <= 16; ++source_bytes) {
+        CHECK(!launch(copy_pieces, Launch{1, kThreads, 16 * kThreads}, device_from.data(),
                       early.data(), late.data(), source_bytes));
         std::vector<unsigned char> expected = from;
         for (size_t i = 0; i < expected.size(); ++i)
-            if (int(i % BYTES) >= source_bytes) expected[i] = 0;
+            if (int(i % 16) >= source_bytes) expected[i] = 0;
         CHECK(late.read() == expected);
         CHECK(early.read() == std::vector<unsigned char>(from.size(), 0xff));
     }
@@ -108,7 +99,7 @@ __global__ void leave_open(const int* from, int* out) {
     out[0] = shared[0], out[1] = shared[4];
     copy_wait_all();
     out[2] = shared[4];
-    copy_16_streamed(shared_address(shared + 8), from, evict_first_policy());
+    copy_16(shared_address(shared + 8), from);
     copy_commit();
     copy_commit();  // an empty group counts
     copy_wait<1>();
@@ -148,9 +139,7 @@ void test_addresses() {
 }  // namespace
 
 int main() {
-    test_pieces<16>();
-    test_pieces<8>();
-    test_pieces<4>();
+    test_pieces();
     CHECK(ring_is_right(ring<4, Ring::right>, 4));
     CHECK(ring_is_right(ring<3, Ring::right>, 3));
     CHECK(ring_is_right(ring<2, Ring::right>, 2));

@@ -151,6 +151,18 @@ void test_seams() {
     }
 }
 
+// The time half of time_in, [expert_width, expert_width], is read by the host alone.
+void test_what_stays_on_the_host() {
+    const ModelConfig c = awkward();
+    const Weights weights(c);
+    const auto e = Policy().on_gpu(c, weights, Compute::float32);
+    size_t matrices = 0;
+    for (const LinearInfo& l : e->linears()) matrices += l.bytes;
+    const size_t constants = e->info().weight_bytes - matrices;
+    std::printf("  %zu bytes of matrices, %zu of constants\n", matrices, constants);
+    CHECK(constants > 0 && constants < size_t(c.expert_width) * c.expert_width * sizeof(float));
+}
+
 // Work that runs as late as CUDA permits, blocks and warps in another order, a GPU that shares the
 // host's memory, device memory that the host must not touch: the same bytes each time.
 void test_as_devices_are() {
@@ -215,6 +227,7 @@ int main() {
     for (const ModelConfig& c : {tiny(), awkward()})
         for (bool codes : {false, true}) test_beside_cpu(c, codes);
     test_seams();
+    test_what_stays_on_the_host();
     test_as_devices_are();
     test_refusals();
     return failures != 0;

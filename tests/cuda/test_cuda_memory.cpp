@@ -81,6 +81,25 @@ void test_constants() {
     }
 }
 
+// What the host alone reads takes no memory of the device: 2 MB of SmolVLA's.
+void test_constants_of_the_host() {
+    const auto bytes = [](size_t host) {
+        const size_t before = emulator::device_bytes_in_use();
+        const auto b = gpu();
+        std::fill_n(b->make_weights("c", 33), 33, 1.0f);
+        if (host) {
+            float* values = b->make_host_weights("h", host);
+            CHECK(std::count(values, values + host, 0.0f) == int64_t(host));
+            std::fill_n(values, host, 2.0f);
+            CHECK(b->make_host_weights("more", 5) && values[host - 1] == 2.0f);
+        }
+        b->finish_weights();
+        CHECK(b->info().weight_bytes == emulator::device_bytes_in_use() - before);
+        return b->info().weight_bytes;
+    };
+    CHECK(bytes(720 * 721) == bytes(0));
+}
+
 // More than the staging memory holds, with nobody waiting in between; the host's values change as
 // soon as `write` has returned.
 void test_staging() {
@@ -214,9 +233,9 @@ void test_another_gpu() {
     CHECK(used > before);
     std::thread([&] {  // begins with the first one
         const auto in = [&](auto work) {
-            const int current = b->enter();
+            b->enter();
             work();
-            b->leave(current);
+            b->leave();
             int now = 7;
             CHECK(!cudaGetDevice(&now) && now == 0);
         };
@@ -273,6 +292,33 @@ void use_everything(Backend& b, TensorsOnDisk& file) {
     read(b, out);
 }
 
+// A thread that begins with the first GPU works on the backend's own, and opens no other: a context
+// takes some hundred megabytes of a GPU that may be somebody else's.
+void test_no_other_gpu_is_opened() {
+    TensorsOnDisk file;
+    file.add("w", DType::f32, {24, 40}, random_values(24 * 40, 8));
+    file.add("b", DType::f32, {24}, random_values(24, 9));
+    emulator::use_devices(2);
+    CHECK(!cudaSetDevice(1));
+    for (bool entered : {true, false}) {
+        auto b = gpu();
+        std::thread([&] {
+            if (entered) {
+                b->enter();
+                use_everything(*b, file);
+                b->leave();
+            }
+            b.reset();
+            int now = 7;
+            CHECK(!cudaGetDevice(&now) && now == 0);
+        }).join();
+        CHECK(emulator::opened(1) && !emulator::opened(0));
+    }
+    CHECK(!cudaSetDevice(0));
+    CHECK(emulator::opened(0));
+    emulator::use_devices(1);
+}
+
 // Whichever allocation fails, the error says what to do and everything is given back.
 void test_memory_that_runs_out() {
     TensorsOnDisk file;
@@ -326,12 +372,14 @@ void test_room_that_is_found_later() {
 int main() {
     test_new_memory_is_zero_and_then_what_was_written();
     test_constants();
+    test_constants_of_the_host();
     test_staging();
     test_frames();
     test_stages();
     test_a_body_that_raises();
     test_another_gpu();
     test_too_many_keys();
+    test_no_other_gpu_is_opened();
     test_memory_that_runs_out();
     test_room_that_is_found_later();
     CHECK(emulator::allocations_in_use() == 0 && emulator::handles_in_use() == 0);

@@ -43,18 +43,23 @@ uint16_t nearest(double exact, int mantissa) {
     return sign | (take_high ? high : low);
 }
 
+uint16_t half_bits(float x) { return bits_as<uint16_t>(__float2half_rn(x)); }
+uint16_t bf16_bits(float x) { return bits_as<uint16_t>(__float2bfloat16_rn(x)); }
+
 void test_all_values() {
-    for (int bits = 0; bits < 65536; ++bits) {
-        const float half = __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-        const float brain =
-            __bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
+    for (uint32_t bits = 0; bits < 65536; ++bits) {
+        const uint32_t pair = bits | (bits ^ 0xffff) << 16;
+        const float half = __half2float(bits_as<__half>(uint16_t(bits)));
+        const float brain = __bfloat162float(bits_as<__nv_bfloat16>(uint16_t(bits)));
         CHECK(same(half, value_of(uint16_t(bits), 10)));
         CHECK(same(brain, value_of(uint16_t(bits), 7)));
-        if (half == half) CHECK(__half_as_ushort(__float2half_rn(half)) == bits);
-        if (brain == brain) CHECK(__bfloat16_as_ushort(__float2bfloat16_rn(brain)) == bits);
+        CHECK(same(__low2float(as_half2(pair)), half));
+        CHECK(same(__high2float(as_half2(pair)), value_of(uint16_t(~bits), 10)));
+        if (half == half) CHECK(half_bits(half) == bits);
+        if (brain == brain) CHECK(bf16_bits(brain) == bits);
     }
-    CHECK(__half_as_ushort(__float2half_rn(NAN)) == 0x7fff);
-    CHECK(__bfloat16_as_ushort(__float2bfloat16_rn(-NAN)) == 0x7fff);
+    CHECK(half_bits(NAN) == 0x7fff);
+    CHECK(bf16_bits(-NAN) == 0x7fff);
 }
 
 void test_rounding(std::mt19937& random) {
@@ -63,49 +68,30 @@ void test_rounding(std::mt19937& random) {
         uint32_t bits = uint32_t(random());
         if (i % 3 == 1) bits = (bits & ~0x1fffu) | 0x1000u | (random() % 3 - 1);
         if (i % 3 == 2) bits = (bits & ~0xffffu) | 0x8000u | (random() % 3 - 1);
-        const float x = __uint_as_float(bits);
+        const float x = bits_as<float>(bits);
         if (x != x) continue;
-        CHECK(__half_as_ushort(__float2half_rn(x)) == nearest(x, 10));
-        CHECK(__bfloat16_as_ushort(__float2bfloat16_rn(x)) == nearest(x, 7));
+        CHECK(half_bits(x) == nearest(x, 10));
+        CHECK(bf16_bits(x) == nearest(x, 7));
     }
 }
 
-// a b + c exactly, as long double has 64 bits: enough for halves; bfloat16 is kept to a range.
+// a b + c: with exponents so near each other that a double holds it, and with a c below a double's
+// last place, which decides ties.
 void test_arithmetic(std::mt19937& random) {
+    const auto draw = [&](uint32_t lowest_exponent) {
+        const uint32_t exponent = lowest_exponent + uint32_t(random()) % 18;
+        return bits_as<__nv_bfloat16>(uint16_t((random() & 0x807f) | exponent << 7));
+    };
     for (int i = 0; i < 200000; ++i) {
-        const auto draw = [&] { return static_cast<unsigned short>(random()); };
-        const auto draw_near_one = [&] {
-            return static_cast<unsigned short>((random() & 0x807f) | (118 + random() % 18) << 7);
-        };
-        const __half a = __ushort_as_half(draw()), b = __ushort_as_half(draw()),
-                     c = __ushort_as_half(draw());
-        const long double fa = __half2float(a), fb = __half2float(b), fc = __half2float(c);
-        const auto is = [](__half got, long double exact) {
-            if (exact != exact) return std::isnan(__half2float(got));
-            if (exact == 0) return __half2float(got) == 0;
-            // To double by rounding to odd, which `nearest` then rounds rightly.
-            double rounded = double(exact);
-            if (rounded != exact && std::isfinite(rounded)) {
-                if (std::fabs((long double)rounded) > std::fabs(exact))
-                    rounded = std::nextafter(rounded, 0.0);
-                uint64_t bits;
-                std::memcpy(&bits, &rounded, 8);
-                bits |= 1;
-                std::memcpy(&rounded, &bits, 8);
-            }
-            return __half_as_ushort(got) == nearest(rounded, 10);
-        };
-        CHECK(is(__hfma2({a, a}, {b, b}, {c, c}).y, fa * fb + fc));
-        CHECK(is(__hadd2({a, a}, {b, b}).x, fa + fb));
-        CHECK(is(__hsub2({a, a}, {b, b}).x, fa - fb));
-        CHECK(is(__hmul2({a, a}, {b, b}).y, fa * fb));
-        const __nv_bfloat16 d = __ushort_as_bfloat16(draw_near_one()),
-                            e = __ushort_as_bfloat16(draw_near_one()),
-                            f = __ushort_as_bfloat16(draw_near_one());
-        const double exact = double(__bfloat162float(d)) * __bfloat162float(e) +
-                             double(__bfloat162float(f));  // fits: exponents within 36
-        const __nv_bfloat162 got = __hfma2({d, d}, {e, e}, {f, f});
-        if (exact != 0) CHECK(__bfloat16_as_ushort(got.x) == nearest(exact, 7));
+        const bool tiny = i % 2;
+        const __nv_bfloat16 a = draw(118), b = draw(118), c = draw(tiny ? 30 : 118);
+        const double product = double(__bfloat162float(a)) * __bfloat162float(b);
+        const double added = __bfloat162float(c);
+        const double exact =
+            tiny ? std::nextafter(product, std::copysign(INFINITY, added)) : product + added;
+        const __nv_bfloat162 got = __hfma2({a, b}, {b, a}, {c, c});
+        if (exact != 0) CHECK(bf16_bits(__low2float(got)) == nearest(exact, 7));
+        CHECK(__low2float(got) == __high2float(got));
     }
 }
 
@@ -114,23 +100,10 @@ void test_expansions() {
         // Every code in every place, beside every neighbour.
         const uint32_t word = base * 0x9e3779b1u ^ base;
         const auto code = [=](int i) { return int(word >> (4 * i) & 15) - 8; };
-        __half2 half[4];
-        __nv_bfloat162 brain[4];
-        uint32_t even, odd;
-        expand_s4_half(word, half);
-        expand_s4_bf16(word, brain);
-        expand_s4_s8(word, even, odd);
-        for (int i = 0; i < 4; ++i) {
-            CHECK(__low2float(half[i]) == code(i) && __high2float(half[i]) == code(i + 4));
-            CHECK(__low2float(brain[i]) == code(i) && __high2float(brain[i]) == code(i + 4));
-            CHECK(int8_t(even >> (8 * i)) == code(2 * i));
-            CHECK(int8_t(odd >> (8 * i)) == code(2 * i + 1));
-        }
-        __half2 wide[2];
-        expand_s8_half(word, wide);
-        const auto byte = [=](int i) { return float(int8_t(word >> (8 * i))); };
-        CHECK(__low2float(wide[0]) == byte(0) && __high2float(wide[0]) == byte(1));
-        CHECK(__low2float(wide[1]) == byte(2) && __high2float(wide[1]) == byte(3));
+        __nv_bfloat162 pairs[4];
+        expand_s4_bf16(word, pairs);
+        for (int i = 0; i < 4; ++i)
+            CHECK(__low2float(pairs[i]) == code(i) && __high2float(pairs[i]) == code(i + 4));
         CHECK(pack_s8(int8_t(word), int8_t(word >> 8), int8_t(word >> 16), int8_t(word >> 24)) ==
               word);
     }
@@ -145,7 +118,6 @@ void test_bits() {
     CHECK(__byte_perm(0x33221100u, 0x77665544u, 0x7531) == 0x77553311u);
     CHECK(__byte_perm(0x00008000u, 0, 0x9998) == 0xffffff00u);  // signs of bytes 1, 1, 1, 0
     CHECK(round_to_int(0.5f) == 0 && round_to_int(1.5f) == 2 && round_to_int(-2.5f) == -2);
-    CHECK(pack_half2(1.0f, -2.0f) == 0xc0003c00u);
     CHECK(pack_bf162(1.0f, -2.0f) == 0xc0003f80u);
 }
 
@@ -160,11 +132,9 @@ void test_functions() {
               0x1p-22 * (std::fabs(x) + 4) * std::fabs(silu) + least);
         CHECK(std::fabs(gelu_tanh_fast(x) - gelu) <=
               0x1p-21 * (std::fabs(u) + 4) * std::fabs(gelu) + least);
-        CHECK(std::fabs(tanh_fast(x) - std::tanh(double(x))) <= 0x1p-21);
     }
     CHECK(silu_fast(-200.0f) == 0 && silu_fast(200.0f) == 200.0f);
     CHECK(gelu_tanh_fast(-200.0f) == 0 && gelu_tanh_fast(200.0f) == 200.0f);
-    CHECK(tanh_fast(100.0f) == 1.0f && tanh_fast(-100.0f) == -1.0f);
 }
 
 }  // namespace

@@ -24,25 +24,25 @@ __global__ void exchange(const int* in, int* out) {
     shared[i] = 2 * in[i];
     if (WRONG != Wrong::warp_barrier) __syncwarp();
     sum += shared[i ^ 1];
-    uint32_t r = 0;
-    if (WRONG != Wrong::warp_barrier && i < 32)
-        ldmatrix_x1(r, shared_address(shared) + 16 * i % 128);
+    uint32_t r[4] = {};
+    if (WRONG != Wrong::warp_barrier && i < 32)  // of what this warp wrote: 128 bytes
+        ldmatrix_x4(r, shared_address(shared) + 16 * i % 128);
     __syncthreads();
     for (int round = 0; round < 2; ++round) {
-        copy_4(shared_address(shared + i), in + i);
+        copy_16(shared_address(shared + 4 * i), in + 4 * i);
         copy_commit();
         copy_wait<0>();
         if (WRONG != Wrong::copy_barrier) __syncthreads();
-        sum += shared[(i + 32) % n];
+        sum += shared[4 * ((i + 32) % n)];
         if (WRONG != Wrong::refill) __syncthreads();
     }
-    out[i] = sum + int(r & 1);
+    out[i] = sum + int(r[0] & 1);
 }
 
 void run(void (*kernel)(const int*, int*)) {
-    const std::vector<int> in(96, 1);
-    DeviceArray<int> device_in(in), device_out(in.size());
-    CHECK(!launch(kernel, Launch{2, 96, 96 * 4}, device_in.data(), device_out.data()));
+    const std::vector<int> in(4 * 96, 1);
+    DeviceArray<int> device_in(in), device_out(96);
+    CHECK(!launch(kernel, Launch{2, 96, in.size() * 4}, device_in.data(), device_out.data()));
     // Wrong ones are for the sanitizer alone to find.
     const std::vector<int> out = device_out.read();
     if (kernel == exchange<Wrong::nothing>) CHECK(out == std::vector<int>(96, 5));

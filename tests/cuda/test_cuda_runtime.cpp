@@ -26,26 +26,22 @@ __global__ void fill_indices(uint3* threads, uint3* blocks, int* lanes) {
 __global__ void use_shared(int* out) { out[0] = shared_memory<unsigned char>()[0]; }
 
 void test_indices() {
-    for (int os_threads : {1, 2}) {
-        emulator::options().os_threads = os_threads;
-        in_every_order([] {
-            const dim3 grid(3, 2, 4), block(5, 3, 7);
-            constexpr size_t kBlocks = 24, kThreads = 105, kAll = kBlocks * kThreads;
-            DeviceArray<uint3> threads(kAll), blocks(kAll);
-            DeviceArray<int> lanes(kAll);
-            CHECK(!launch(fill_indices, Launch{grid, block}, threads.data(), blocks.data(),
-                          lanes.data()));
-            const auto t = threads.read(), b = blocks.read();
-            const auto l = lanes.read();
-            for (size_t at = 0; at < kAll; ++at) {
-                const size_t thread = at % kThreads, number = at / kThreads;
-                CHECK(t[at].x == thread % 5 && t[at].y == thread / 5 % 3 && t[at].z == thread / 15);
-                CHECK(b[at].x == number % 3 && b[at].y == number / 3 % 2 && b[at].z == number / 6);
-                CHECK(l[at] == (thread < 96 ? -1 : (1 << 9) - 1));
-            }
-        });
-    }
-    emulator::options().os_threads = 1;
+    in_every_order([] {
+        const dim3 grid(3, 2, 4), block(5, 3, 7);
+        constexpr size_t kBlocks = 24, kThreads = 105, kAll = kBlocks * kThreads;
+        DeviceArray<uint3> threads(kAll), blocks(kAll);
+        DeviceArray<int> lanes(kAll);
+        CHECK(!launch(fill_indices, Launch{grid, block}, threads.data(), blocks.data(),
+                      lanes.data()));
+        const auto t = threads.read(), b = blocks.read();
+        const auto l = lanes.read();
+        for (size_t at = 0; at < kAll; ++at) {
+            const size_t thread = at % kThreads, number = at / kThreads;
+            CHECK(t[at].x == thread % 5 && t[at].y == thread / 5 % 3 && t[at].z == thread / 15);
+            CHECK(b[at].x == number % 3 && b[at].y == number / 3 % 2 && b[at].z == number / 6);
+            CHECK(l[at] == (thread < 96 ? -1 : (1 << 9) - 1));
+        }
+    });
 }
 
 void test_limits() {
@@ -78,10 +74,6 @@ void test_limits() {
         CHECK(!cudaGetDeviceProperties(&properties, 0));
         CHECK(properties.major * 10 + properties.minor == architecture);
         CHECK(properties.sharedMemPerBlockOptin == size_t(kilobytes) * 1024);
-        int blocks = 0;
-        CHECK(!cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, use_shared, 32,
-                                                             size_t(kilobytes) * 1024));
-        CHECK(blocks == 1);
     }
     emulator::use_device(89);
     cudaGetLastError();
@@ -236,6 +228,45 @@ void test_several_devices() {
     cudaGetLastError();
 }
 
+// In a thread of its own: what opens the device that a thread begins with, and what does not.
+template <class F>
+bool opens(const F& call) {
+    emulator::use_devices(2);
+    std::thread([&] { CHECK(!call()); }).join();
+    CHECK(!emulator::opened(1));
+    return emulator::opened(0);
+}
+
+void test_contexts() {
+    int number = 0;
+    cudaDeviceProp properties;
+    cudaStream_t stream = nullptr;
+    CHECK(!opens([&] { return cudaGetDeviceCount(&number); }));
+    CHECK(!opens([&] { return cudaGetDevice(&number); }));
+    CHECK(!opens([&] { return cudaGetDeviceProperties(&properties, 1); }));
+    CHECK(!opens([&] { return cudaDeviceGetAttribute(&number, cudaDevAttrIntegrated, 1); }));
+    CHECK(opens([&] { return cudaSetDevice(0); }));
+    CHECK(opens([&] { return cudaFree(nullptr); }));
+    CHECK(opens([&] { return cudaStreamCreate(&stream); }));
+    CHECK(opens([&] { return cudaStreamSynchronize(stream); }));
+    CHECK(opens([&] { return cudaStreamDestroy(stream); }));
+
+    emulator::use_devices(2);
+    std::thread([&] {
+        CUcontext second = nullptr, popped = nullptr;
+        CHECK(cuCtxPopCurrent(&popped) == CUDA_ERROR_INVALID_CONTEXT);
+        CHECK(cuDevicePrimaryCtxRetain(&second, 2) == CUDA_ERROR_INVALID_DEVICE);
+        CHECK(!cuDevicePrimaryCtxRetain(&second, 1) && !cuCtxPushCurrent(second));
+        CHECK(!cudaGetDevice(&number) && number == 1);
+        CHECK(!cudaFree(nullptr));
+        CHECK(!cuCtxPopCurrent(&popped) && popped == second);
+        CHECK(!cudaGetDevice(&number) && number == 0);
+        CHECK(emulator::handles_in_use() == 1 && !cuDevicePrimaryCtxRelease(1));
+        CHECK(emulator::opened(1) && !emulator::opened(0));
+    }).join();
+    emulator::use_devices(1);
+}
+
 void test_graph() {
     cudaStream_t stream = nullptr, other = nullptr;
     cudaEvent_t fork = nullptr, join = nullptr;
@@ -333,6 +364,7 @@ int main() {
     test_deferred();
     test_default_stream();
     test_several_devices();
+    test_contexts();
     test_graph();
     test_protection();
     CHECK(emulator::allocations_in_use() == 0 && emulator::handles_in_use() == 0);

@@ -8,14 +8,17 @@ import sys
 import golden_support as support
 import numpy as np
 import pytest
+from needs import needs
 
 from smolvla_edge.backends import Backend
 from smolvla_edge.errors import BackendError, InputError, NonFiniteError, PlanError
 from smolvla_edge.plan import Cache, Plan
 
-torch = pytest.importorskip("torch")
+with needs("torch"):
+    import torch
+    import torch_runner
 
-from smolvla_edge.backends.torch import TorchBackend  # noqa: E402
+    from smolvla_edge.backends.torch import TorchBackend
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +32,6 @@ def inputs(backend):
     """pixels, camera_mask, tokens, token_mask, state, noise of the case, without a batch axis."""
     observation = support.observation("rtc_linear")
     golden = support.golden("rtc_linear")
-    import torch_runner
-
     pixels = torch_runner.pixels_of(observation, backend.config.resize)
     rest = ("camera_mask", "tokens", "token_mask", "state", "noise")
     assert "in.prev_chunk_left_over" in golden

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import golden_support as support
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
+with needs("torch"):
+    import torch_runner
 
-import golden_support as support  # noqa: E402
-import torch_runner  # noqa: E402
-
-from smolvla_edge.model import load_model  # noqa: E402
+    from smolvla_edge.model import load_model
 
 
 @pytest.mark.parametrize("case", support.MODEL_CASES)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import golden_support as support
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
+from smolvla_edge.names import expected_tensors
 
-import torch_runner  # noqa: E402
+with needs("torch"):
+    import torch
+    import torch_runner
 
-from smolvla_edge.model import SmolVLA, load_model  # noqa: E402
-from smolvla_edge.names import expected_tensors  # noqa: E402
+    from smolvla_edge.model import SmolVLA, load_model
 
 # (loss, norm of the gradient of all parameters) of LeRobot 0.4.4's VLAFlowMatching.forward in
 # float32, on the inputs of the case, its golden actions as the target, its noise, time 0.625.

@@ -101,6 +101,7 @@ def emulator(world: World):
     control = _core.emulator
     yield control
     control.remove_device(False)
+    control.use_devices(1)
     control.fail_allocation(0)
     control.configure()
 

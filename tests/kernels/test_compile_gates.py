@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from needs import needs
 
-pytest.importorskip("triton", reason="triton is not installed (extra triton)")
-torch = pytest.importorskip("torch")
+from smolvla_edge.errors import BackendError
 
-import triton  # noqa: E402
-import triton.language as tl  # noqa: E402
-from kernel_gates import GATES, MADE_WITH  # noqa: E402
+with needs("torch", "triton"):
+    import torch
+    import triton
+    import triton.language as tl
+    from kernel_gates import GATES, MADE_WITH
 
-from smolvla_edge.errors import BackendError  # noqa: E402
-from smolvla_edge.kernels.cases import CASES, Operands  # noqa: E402
-from smolvla_edge.kernels.cubin import ARCHS, compile_for  # noqa: E402
+    from smolvla_edge.kernels.cases import CASES, Operands
+    from smolvla_edge.kernels.cubin import ARCHS, compile_for
 
 BY_NAME = {case.text: case for case in CASES}
 same_compiler = pytest.mark.skipif(

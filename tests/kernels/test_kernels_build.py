@@ -7,13 +7,15 @@ import json
 from importlib import resources
 
 import pytest
+from needs import needs
 
-pytest.importorskip("triton", reason="triton is not installed (extra triton)")
-torch = pytest.importorskip("torch")
+from smolvla_edge.errors import BackendError
 
-from smolvla_edge.errors import BackendError  # noqa: E402
-from smolvla_edge.kernels import build, tiles, tune  # noqa: E402
-from smolvla_edge.kernels.cases import CASES  # noqa: E402
+with needs("torch", "triton"):
+    import torch
+
+    from smolvla_edge.kernels import build, tiles, tune
+    from smolvla_edge.kernels.cases import CASES
 
 
 def files(folder):

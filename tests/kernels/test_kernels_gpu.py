@@ -10,11 +10,12 @@ import dataclasses
 import os
 
 import pytest
+from needs import needs
 
-pytest.importorskip("triton", reason="triton is not installed (extra triton)")
-torch = pytest.importorskip("torch")
+with needs("torch", "triton"):
+    import torch
 
-from smolvla_edge.kernels.cases import CASES, Operands  # noqa: E402
+    from smolvla_edge.kernels.cases import CASES, Operands
 
 pytestmark = pytest.mark.gpu
 

@@ -6,21 +6,22 @@ with torch. What is shown is that the model hands over the right operands.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from needs import needs
 
-pytest.importorskip("triton", reason="triton is not installed (extra triton)")
-torch = pytest.importorskip("torch")
+from smolvla_edge import kernels
+from smolvla_edge.codes import CodeFormat, round_to_nearest
+from smolvla_edge.policy import load
+from smolvla_edge.rtc import Guidance
+from smolvla_edge.synthetic import make_checkpoint
 
-import numpy as np  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+with needs("torch", "triton"):
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-from smolvla_edge import kernels  # noqa: E402
-from smolvla_edge.codes import CodeFormat, round_to_nearest  # noqa: E402
-from smolvla_edge.model import flow, layers  # noqa: E402
-from smolvla_edge.model.coded import CodedWeight  # noqa: E402
-from smolvla_edge.policy import load  # noqa: E402
-from smolvla_edge.rtc import Guidance  # noqa: E402
-from smolvla_edge.synthetic import make_checkpoint  # noqa: E402
+    from smolvla_edge.model import flow, layers
+    from smolvla_edge.model.coded import CodedWeight
 
 
 class Watch(TorchDispatchMode):

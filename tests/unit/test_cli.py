@@ -325,9 +325,10 @@ class TestInspect:
 
     def test_kernels(self, cli: Any) -> None:
         table = cli("inspect", "--kernels", "--json").json["kernels"]["table"]
-        operations = {row["op"] for row in table}
+        served = {row["op"] for row in table if row["supported"]}  # some want what few CPUs have
         chosen = [row["op"] for row in table if row["chosen"]]
-        assert set(chosen) == operations and len(chosen) == len(operations)
+        assert set(chosen) == served and len(chosen) == len(served)
+        assert {"gemm_f32", "dot8", "softmax"} <= served
         assert "gemm_f32" in cli("inspect", "--kernels").out
 
     def test_refuses_nothing_and_nonsense(self, cli: Any, tmp_path: Path) -> None:

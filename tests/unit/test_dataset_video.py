@@ -7,13 +7,15 @@ import json
 import numpy as np
 import pytest
 from dataset_helpers import CAMERA, FEATURES, rows, write
+from needs import needs
 
-av = pytest.importorskip("av")
-pa = pytest.importorskip("pyarrow")
-import pyarrow.parquet as pq  # noqa: E402
+from smolvla_edge.dataset import read_dataset
+from smolvla_edge.errors import DatasetError
 
-from smolvla_edge.dataset import read_dataset  # noqa: E402
-from smolvla_edge.errors import DatasetError  # noqa: E402
+with needs("av", "pyarrow"):
+    import av
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 LENGTHS = [5, 8]
 FPS = 30

@@ -6,12 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 #include "builtins.h"
 #include "counters.h"
-#include "occupancy.h"
 #include "races.h"
 #include "symbol.h"
 
@@ -32,21 +30,23 @@ constexpr unsigned char kPoison = 0xff, kEdge = 0xa5;
 void lane_main() {
     entered();
     for (;;) {
-        bool failed = false;  // the exception itself must not stay on a stack that nobody unwinds
         Block& block = *current->warp->block;
+        Lane* next = nullptr;  // none: the block has finished, or failed
         try {
-            const KernelCall& call = *block.executor.grid->call;
+            const KernelCall& call = *block.executor.call;
             races_acquire(&block.begin_order);
             call.invoke(call.function, call.arguments.get());
             races_release(&block.end_order);
             block.finish_lane(*current);
-            if (block.live && !block.has_ready()) block.explain_stuck();
+            if (block.live) next = block.next(*current);
         } catch (...) {
             block.executor.error = std::current_exception();
-            failed = true;
         }
-        if (failed) block.executor.leave_block();  // for good
-        block.executor.next_or_leave(block);
+        // Not in the catch: the exception must not stay on a stack that nobody unwinds.
+        if (next)
+            switch_to(next);
+        else
+            switch_fiber(current->fiber, block.executor.main);
     }
 }
 
@@ -108,19 +108,17 @@ Block::~Block() {
 void Block::begin(uint3 new_index, std::mt19937& random, bool shuffled) {
     index = new_index;
     live = threads;
-    std::fill(std::begin(barrier_arrived), std::end(barrier_arrived), 0);
-    const dim3 shape = executor.grid->call->block;
+    arrived = 0;
+    const dim3 shape = executor.call->block;
     for (Warp& warp : warps) {
         const int count = std::min(kLanes, threads - warp.number * kLanes);
         int position[kLanes];
         std::iota(position, position + count, 0);
         if (shuffled) std::shuffle(position, position + count, random);
         warp.live_positions = warp.live_lanes = count == kLanes ? kAll : (1u << count) - 1;
-        warp.existing_lanes = warp.live_lanes;
         warp.ready_positions = warp.live_positions;
-        warp.spun_positions = warp.met_positions = 0;
+        warp.met_positions = warp.barrier_positions = 0;
         warp.meeting = nullptr;
-        std::fill(std::begin(warp.barrier_positions), std::end(warp.barrier_positions), 0u);
         for (int l = 0; l < count; ++l) {
             Lane& lane = *warp.lane[l];
             const unsigned n = unsigned(lane.number);
@@ -143,8 +141,7 @@ void Block::check_shared_edges() const {
         const unsigned char* edge =
             i < kEdgeBytes ? shared_room_ + i : shared + shared_bytes + (i - kEdgeBytes);
         if (*edge == kEdge) continue;
-        throw KernelError(Fault::out_of_bounds, symbol_name(executor.grid->call->function), index,
-                          -1,
+        throw KernelError(Fault::out_of_bounds, symbol_name(executor.call->function), index, -1,
                           "shared memory was written at byte " + std::to_string(edge - shared) +
                               " of " + std::to_string(shared_bytes));
     }
@@ -153,139 +150,52 @@ void Block::check_shared_edges() const {
 
 // --- executor ------------------------------------------------------------------------------------
 
-Executor::~Executor() = default;
-
-void Executor::next_or_leave(Block& block) {
-    Lane* me = current;
-    if (Lane* next = block.pick(me->warp, me->position_bit)) {
-        current = next;
-        threadIdx = next->thread;
-        switch_fiber(me->fiber, next->fiber);
-    } else {
-        leave_block();
-    }
-}
-
-void Executor::leave_block() { switch_fiber(current->fiber, main); }
-
 void Executor::abandon() {
-    resident_.clear();
-    idle_.clear();
-    operations = 0;
+    block_.reset();
     current = nullptr;
 }
 
-void Executor::run(const Grid& work, uint32_t (*take)(void*), void* state, int most_resident) {
-    grid = &work;
+void Executor::run(const KernelCall& work) {
+    call = &work;
     main = Fiber{};
-    blockDim = work.call->block;
-    gridDim = work.call->grid;
-    const int threads = int(work.call->block.x * work.call->block.y * work.call->block.z);
-    // Kept blocks serve a launch of the same shape.
-    while (!idle_.empty() && (idle_.back()->threads != threads ||
-                              idle_.back()->shared_bytes != work.call->shared_bytes))
-        idle_.pop_back();
-    long turns_in_vain = 0;
-    size_t turn = 0;
-    bool more = true;
-    for (;;) {
-        const bool may_start = more && int(resident_.size()) < most_resident;
-        if (may_start && (resident_.empty() || turns_in_vain > 0)) {
-            const uint32_t number = take(state);
-            if (number == UINT32_MAX) {
-                more = false;
-            } else {
-                if (idle_.empty())
-                    idle_.push_back(
-                        std::make_unique<Block>(*this, threads, work.call->shared_bytes));
-                resident_.push_back(std::move(idle_.back()));
-                idle_.pop_back();
-                turn = resident_.size() - 1;
-                resident_.back()->begin(index_of(number, work.call->grid), random, shuffled);
-            }
-        }
-        if (resident_.empty()) break;
-        turn %= resident_.size();
-        Block& block = *resident_[turn];
-        for (Warp& warp : block.warps) warp.spun_positions = 0;
+    blockDim = work.block;
+    gridDim = work.grid;
+    shuffled = options().seed != 0;
+    random.seed(options().seed);
+    std::vector<uint32_t> order(work.grid.x * work.grid.y * work.grid.z);
+    std::iota(order.begin(), order.end(), 0u);
+    if (shuffled) std::shuffle(order.begin(), order.end(), random);
+    // A block serves every launch of its shape.
+    const int threads = int(work.block.x * work.block.y * work.block.z);
+    if (!block_ || block_->threads != threads || block_->shared_bytes != work.shared_bytes) {
+        block_.reset();
+        block_ = std::make_unique<Block>(*this, threads, work.shared_bytes);
+    }
+    Block& block = *block_;
+    for (const uint32_t number : order) {
+        block.begin(index_of(number, work.grid), random, shuffled);
         current = block.pick(block.order.front(), shuffled ? 1u << (random() & 31) : 1u << 31);
         blockIdx = block.index;
         threadIdx = current->thread;
         switch_fiber(main, current->fiber);
         if (error) std::rethrow_exception(std::exchange(error, nullptr));
-        if (block.live == 0) {
-            races_acquire(&block.end_order);
-            block.check_shared_edges();
-            ++counted.blocks;
-            idle_.push_back(std::move(resident_[turn]));
-            resident_.erase(resident_.begin() + ptrdiff_t(turn));
-            turns_in_vain = 0;
-        } else if (++turns_in_vain > options().spin_limit * long(resident_.size())) {
-            throw KernelError(Fault::deadlock, symbol_name(work.call->function), block.index, -1,
-                              "resident blocks spin and nothing else moves");
-        } else {
-            turn = shuffled ? random() % resident_.size() : turn + 1;
-            if (options().os_threads > 1) std::this_thread::yield();
-        }
+        races_acquire(&block.end_order);
+        block.check_shared_edges();
     }
-    counted.warp_operations += std::exchange(operations, 0);
     current = nullptr;
 }
 
-namespace {
-
-struct Dealer {
-    const Grid* grid;
-    std::atomic<uint32_t> next{0};
-};
-
-uint32_t deal(void* state) {
-    Dealer& dealer = *static_cast<Dealer*>(state);
-    const uint32_t i = dealer.next++;
-    if (i >= dealer.grid->blocks) return UINT32_MAX;
-    return dealer.grid->order.empty() ? i : dealer.grid->order[i];
-}
-
-void run_share(const Grid& grid, Dealer& dealer, int share, int most_resident,
-               std::exception_ptr& error) {
+void run_grid(const KernelCall& call) {
     // Stacks are worth keeping from launch to launch, by the thread that made them alone: a fiber
     // may hold the address of a thread_local in a register.
     thread_local Executor executor;
-    executor.shuffled = options().seed != 0;
-    executor.random.seed(options().seed * 31 + uint32_t(share));
-    try {
-        executor.run(grid, deal, &dealer, most_resident);
-    } catch (...) {
-        error = std::current_exception();
-        dealer.next = grid.blocks;
-        executor.abandon();
-    }
-}
-
-}  // namespace
-
-void run_grid(const KernelCall& call) {
     ++counted.kernels;
-    Grid grid{&call, {}, call.grid.x * call.grid.y * call.grid.z};
-    if (options().seed) {
-        grid.order.resize(grid.blocks);
-        std::iota(grid.order.begin(), grid.order.end(), 0u);
-        std::mt19937 random(options().seed);
-        std::shuffle(grid.order.begin(), grid.order.end(), random);
+    try {
+        executor.run(call);
+    } catch (...) {
+        executor.abandon();
+        throw;
     }
-    const int threads = int(call.block.x * call.block.y * call.block.z);
-    const int resident = std::max(1, blocks_per_multiprocessor(threads, call.shared_bytes)) *
-                         device_model().multiprocessors;
-    Dealer dealer{&grid, {0}};
-    const int shares = std::max(1, std::min<int>(options().os_threads, int(grid.blocks)));
-    std::vector<std::exception_ptr> errors{size_t(shares)};
-    std::vector<std::thread> others;
-    for (int i = 1; i < shares; ++i)
-        others.emplace_back([&, i] { run_share(grid, dealer, i, resident, errors[size_t(i)]); });
-    run_share(grid, dealer, 0, resident, errors[0]);
-    for (std::thread& other : others) other.join();
-    for (const std::exception_ptr& error : errors)
-        if (error) std::rethrow_exception(error);
 }
 
 }  // namespace emulator

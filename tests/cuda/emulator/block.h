@@ -5,12 +5,6 @@
 
 namespace emulator {
 
-struct Grid {
-    const KernelCall* call;
-    std::vector<uint32_t> order;  // of blocks; empty: as numbered
-    uint32_t blocks;
-};
-
 struct Block {
     Block(Executor& executor, int threads, size_t shared_bytes);
     ~Block();
@@ -20,25 +14,24 @@ struct Block {
     void begin(uint3 index, std::mt19937& random, bool shuffled);
     void check_shared_edges() const;
     Lane* pick(Warp* from, uint32_t after_position);
+    Lane* next(const Lane& stopped);  // somebody else to run; a fault when nobody can
     void finish_lane(Lane& lane);
-    void release_barrier(int barrier);
-    void explain_stuck();
-    bool has_ready() const;
+    void release_barrier();
+    [[noreturn]] void explain_stuck() const;
 
     Executor& executor;
     uint3 index = {};
     int threads;
     int live = 0;
-    int barrier_arrived[kBarriers] = {}, barrier_expected[kBarriers] = {};
-    unsigned barrier_passed[kBarriers] = {};
+    int arrived = 0;  // at the barrier
+    unsigned barriers_passed = 0;
     // Addresses for races.h.
-    char barrier_order[kBarriers][2], begin_order, end_order;
+    char barrier_order[2], begin_order, end_order;
     std::vector<Lane> lanes;
     std::vector<Warp> warps;
     std::vector<Warp*> order;
     unsigned char* shared = nullptr;
     size_t shared_bytes;
-    bool started = false;
 
 private:
     void* stacks_ = nullptr;
@@ -47,27 +40,23 @@ private:
     size_t shared_room_bytes_ = 0;
 };
 
+void switch_to(Lane* to);  // from the current lane
+
 class Executor {
 public:
-    ~Executor();
-    // Runs blocks taken from `next` until there are none.
-    void run(const Grid& grid, uint32_t (*take)(void*), void* state, int most_resident);
+    // Runs every block of the grid, one after the other.
+    void run(const KernelCall& work);
     // After an error: the fibers stand in the middle of a kernel that is not finished.
     void abandon();
 
-    // Called on a fiber.
-    void leave_block();  // finished or spinning: the main fiber goes on
-    void next_or_leave(Block& block);
-
-    const Grid* grid = nullptr;
+    const KernelCall* call = nullptr;
     std::mt19937 random;
     bool shuffled = false;
     Fiber main;
     std::exception_ptr error;
-    uint64_t operations = 0;
 
 private:
-    std::vector<std::unique_ptr<Block>> idle_, resident_;
+    std::unique_ptr<Block> block_;
 };
 
 }  // namespace emulator

@@ -13,8 +13,7 @@ namespace emulator {
 // What a kernel did that no GPU promises to survive. Thrown out of the launch (or, when work is
 // deferred, out of the call that waits for it).
 enum class Fault {
-    divergence,     // lanes of a warp wait at different warp-wide operations, or never arrive
-    deadlock,       // nothing can run: a barrier that some threads never reach, a spin for ever
+    divergence,     // lanes of a warp wait at different operations, or never arrive at one
     misaligned,     // cp.async, ldmatrix
     out_of_bounds,  // of shared memory (of global memory: AddressSanitizer)
     host_misuse,    // a call that real code may not make
@@ -35,15 +34,11 @@ struct Options {
     // 0: blocks, warps and lanes run in order. Else they run in an order of this number's making,
     // and warps take turns in the middle, so that a missing barrier changes the result.
     uint32_t seed = 0;
-    // Blocks are dealt to so many threads of the operating system.
-    int os_threads = 1;
     // Work waits in its stream until something waits for it, as it may on a device: a host that
     // reads too early reads poison.
     bool deferred = false;
     // Memory of cudaMalloc is unreadable to the host outside of kernels and copies (SIGSEGV).
     bool protect_device_memory = false;
-    // Rounds of ptx backoff() without any block finishing after which a spin counts as for ever.
-    long spin_limit = 200000;
 };
 Options& options();
 
@@ -61,6 +56,8 @@ void use_device(int architecture);
 const DeviceModel& device_model();
 // So many of the device that is played; every thread begins with number 0 as its current one.
 void use_devices(int count);
+// Whether anything since use_devices() took a context of that device, which costs its memory.
+bool opened(int device);
 // cudaGetDeviceCount then says 35 (no driver).
 void remove_device(bool removed);
 
@@ -69,11 +66,11 @@ void fail_allocation(int nth);
 size_t device_bytes_in_use();
 size_t device_bytes_on(int device);
 size_t allocations_in_use();  // device and pinned host
-size_t handles_in_use();      // streams and graphs, prepared ones too
+size_t handles_in_use();      // streams, graphs (prepared ones too) and retained contexts
 
 // Counted since the program began: what ran.
 struct Counters {
-    uint64_t kernels, blocks, warp_operations, graph_launches, copies;
+    uint64_t kernels, graph_launches, copies;
 };
 Counters counters();
 

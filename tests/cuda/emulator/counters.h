@@ -6,7 +6,7 @@
 namespace emulator {
 
 struct AtomicCounters {
-    std::atomic<uint64_t> kernels{0}, blocks{0}, warp_operations{0}, graph_launches{0}, copies{0};
+    std::atomic<uint64_t> kernels{0}, graph_launches{0}, copies{0};
 };
 extern AtomicCounters counted;
 

@@ -29,10 +29,8 @@ const DeviceModel kDevices[] = {
 };
 
 DeviceModel played = kDevices[2];
-int device_count = 1;
 bool removed = false;
 thread_local cudaError_t last_error = cudaSuccess;
-thread_local int current_number = 0;
 
 }  // namespace
 
@@ -55,18 +53,12 @@ void use_device(int architecture) {
                       "no device of architecture " + std::to_string(architecture));
 }
 
-void use_devices(int count) { device_count = count; }
-int current_device() { return current_number; }
 void remove_device(bool is_removed) { removed = is_removed; }
-Counters counters() {
-    return {counted.kernels, counted.blocks, counted.warp_operations, counted.graph_launches,
-            counted.copies};
-}
+Counters counters() { return {counted.kernels, counted.graph_launches, counted.copies}; }
 
 const char* fault_name(Fault fault) {
     switch (fault) {
         case Fault::divergence: return "divergence";
-        case Fault::deadlock: return "deadlock";
         case Fault::misaligned: return "misaligned address";
         case Fault::out_of_bounds: return "out of bounds";
         case Fault::host_misuse: return "host misuse";
@@ -108,7 +100,6 @@ const char* cudaGetErrorName(cudaError_t error) {
         case cudaErrorNotReady: return "cudaErrorNotReady";
         case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
         case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-        case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
         case cudaErrorNotSupported: return "cudaErrorNotSupported";
         case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
         case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
@@ -122,24 +113,11 @@ const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(erro
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
-cudaError_t cudaGetDeviceCount(int* count) {
-    *count = no_device() ? 0 : device_count;
-    return no_device() ? keep(cudaErrorInsufficientDriver) : cudaSuccess;
-}
-cudaError_t cudaGetDevice(int* device) {
-    *device = current_number;
-    return no_device() ? keep(cudaErrorInsufficientDriver) : cudaSuccess;
-}
-cudaError_t cudaSetDevice(int device) {
-    if (no_device()) return keep(cudaErrorInsufficientDriver);
-    if (device < 0 || device >= device_count) return keep(cudaErrorInvalidDevice);
-    current_number = device;
-    return cudaSuccess;
-}
-
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     if (no_device()) return keep(cudaErrorInsufficientDriver);
-    if (device < 0 || device >= device_count) return keep(cudaErrorInvalidDevice);
+    int count = 0;
+    cudaGetDeviceCount(&count);
+    if (device < 0 || device >= count) return keep(cudaErrorInvalidDevice);
     *p = {};
     std::strncpy(p->name, played.name, sizeof p->name - 1);
     p->totalGlobalMem = played.memory_bytes;
@@ -158,7 +136,6 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     p->persistingL2CacheMaxSize = played.l2_bytes / 4 * 3;
     p->integrated = played.integrated;
     p->canMapHostMemory = 1;
-    p->cooperativeLaunch = 1;
     return cudaSuccess;
 }
 
@@ -179,7 +156,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
             *value = int(p.sharedMemPerMultiprocessor);
             break;
-        case cudaDevAttrCooperativeLaunch: *value = 1; break;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = int(p.sharedMemPerBlockOptin); break;
     }
     return cudaSuccess;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "builtins.h"
+#include "contexts.h"
 #include "intrinsics.h"
 #include "keywords.h"
 #include "numbers.h"

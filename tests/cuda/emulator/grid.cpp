@@ -11,8 +11,6 @@ namespace emulator {
 
 thread_local Lane* current = nullptr;
 
-namespace {
-
 void switch_to(Lane* to) {
     Lane* from = current;
     if (to == from) return;
@@ -21,17 +19,10 @@ void switch_to(Lane* to) {
     switch_fiber(from->fiber, to->fiber);
 }
 
-// The current lane cannot go on: some other lane of its block, or the main fiber.
-void suspend() {
-    Lane* me = current;
-    Block& block = *me->warp->block;
-    if (Lane* next = block.pick(me->warp, me->position_bit)) {
-        switch_to(next);
-    } else {
-        if (!block.has_ready()) block.explain_stuck();
-        block.executor.leave_block();
-    }
-}
+namespace {
+
+// The current lane cannot go on: some other lane of its block.
+void suspend() { switch_to(current->warp->block->next(*current)); }
 
 uint32_t positions_of(const Warp& warp, uint32_t lanes) {
     uint32_t positions = 0;
@@ -60,7 +51,6 @@ void start_meeting(const WarpOperation& operation, Warp& warp) {
 
 void complete_meeting(Warp& warp) {
     const WarpOperation& operation = *warp.meeting;
-    ++warp.block->executor.operations;
     warp.meeting = nullptr;
     warp.ready_positions |= warp.met_positions;
     warp.met_positions = 0;
@@ -83,7 +73,6 @@ void meet_some(const WarpOperation& operation, uint32_t lanes) {
             return;
         }
     }
-    ++warp.block->executor.operations;
     operation.run(warp, wanted);
     for (uint32_t left = wanted; left; left &= left - 1)
         warp.lane[__builtin_ctz(left)]->partial = nullptr;
@@ -100,9 +89,8 @@ void meet(const WarpOperation& operation, uint32_t lanes) {
     warp.met_positions |= me->position_bit;
     if (warp.met_positions != warp.live_positions) {
         warp.ready_positions &= ~me->position_bit;
-        const uint32_t ready = warp.ready_positions & ~warp.spun_positions;
-        if (!ready) return suspend();
-        switch_to(warp.at[__builtin_ctz(ready)]);
+        if (!warp.ready_positions) return suspend();
+        switch_to(warp.at[__builtin_ctz(warp.ready_positions)]);
         return;
     }
     complete_meeting(warp);
@@ -110,56 +98,34 @@ void meet(const WarpOperation& operation, uint32_t lanes) {
     Executor& executor = warp.block->executor;
     if (executor.shuffled && (executor.random() & 7) == 0) {
         Warp* other = warp.block->order[executor.random() % warp.block->order.size()];
-        const uint32_t ready = other->ready_positions & ~other->spun_positions;
+        const uint32_t ready = other->ready_positions;
         if (other != &warp && ready) switch_to(other->at[__builtin_ctz(ready)]);
     }
 }
 
-void block_barrier(int barrier, int threads) {
+void block_barrier() {
     Lane* me = current;
     Warp& warp = *me->warp;
     Block& block = *warp.block;
-    if (barrier < 0 || barrier >= kBarriers || threads % kLanes != 0)
-        fault(Fault::divergence, "barrier " + std::to_string(barrier) + " of " +
-                                     std::to_string(threads) +
-                                     " threads: 0..15 and multiples of 32");
     if (warp.met_positions != 0)
         fault(Fault::divergence, "warp " + std::to_string(warp.number) +
                                      ": a lane is at __syncthreads while others wait at " +
                                      warp.meeting->name);
-    int& expected = block.barrier_expected[barrier];
-    if (block.barrier_arrived[barrier] == 0) expected = threads;
-    if (expected != threads)
-        fault(Fault::divergence, "barrier " + std::to_string(barrier) + ": threads of " +
-                                     std::to_string(expected) + " and of " +
-                                     std::to_string(threads));
     // Two in turn: who runs ahead to the next barrier has not met who still leaves this one.
-    char* order = &block.barrier_order[barrier][block.barrier_passed[barrier] & 1];
+    char* order = &block.barrier_order[block.barriers_passed & 1];
     races_release(order);
-    me->barrier = barrier;
-    warp.barrier_positions[barrier] |= me->position_bit;
+    warp.barrier_positions |= me->position_bit;
     warp.ready_positions &= ~me->position_bit;
-    if (++block.barrier_arrived[barrier] == (threads ? threads : block.live))
-        block.release_barrier(barrier);
+    if (++block.arrived == block.live) block.release_barrier();
     // Even the last to arrive lets others go first when the order is shuffled.
     if (!(warp.ready_positions & me->position_bit) || block.executor.shuffled) suspend();
     races_acquire(order);
 }
 
-void back_off() {
-    Lane* me = current;
-    Block& block = *me->warp->block;
-    me->warp->spun_positions |= me->position_bit;
-    if (Lane* next = block.pick(me->warp, me->position_bit))
-        switch_to(next);
-    else
-        block.executor.leave_block();
-}
-
 void fault(Fault fault, const std::string& what) {
     if (!current) throw KernelError(fault, "", {}, -1, what);
     const Block& block = *current->warp->block;
-    throw KernelError(fault, symbol_name(block.executor.grid->call->function), block.index,
+    throw KernelError(fault, symbol_name(block.executor.call->function), block.index,
                       current->number, what);
 }
 
@@ -169,7 +135,7 @@ size_t shared_bytes() { return current->warp->block->shared_bytes; }
 // --- lanes of one block --------------------------------------------------------------------------
 
 Lane* Block::pick(Warp* from, uint32_t after_position) {
-    if (uint32_t ready = from->ready_positions & ~from->spun_positions) {
+    if (uint32_t ready = from->ready_positions) {
         const uint32_t later = ready & ~(after_position | (after_position - 1));
         return from->at[__builtin_ctz(later ? later : ready)];
     }
@@ -177,24 +143,23 @@ Lane* Block::pick(Warp* from, uint32_t after_position) {
     const size_t first = executor.shuffled ? executor.random() % count : size_t(from->number) + 1;
     for (size_t i = 0; i < count; ++i) {
         Warp* warp = order[(first + i) % count];
-        if (uint32_t ready = warp->ready_positions & ~warp->spun_positions)
-            return warp->at[__builtin_ctz(ready)];
+        if (uint32_t ready = warp->ready_positions) return warp->at[__builtin_ctz(ready)];
     }
     return nullptr;
 }
 
-bool Block::has_ready() const {
-    for (const Warp& warp : warps)
-        if (warp.ready_positions) return true;
-    return live == 0;
+Lane* Block::next(const Lane& stopped) {
+    Lane* lane = pick(stopped.warp, stopped.position_bit);
+    if (!lane) explain_stuck();
+    return lane;
 }
 
-void Block::release_barrier(int barrier) {
-    barrier_arrived[barrier] = 0;
-    ++barrier_passed[barrier];
+void Block::release_barrier() {
+    arrived = 0;
+    ++barriers_passed;
     for (Warp& warp : warps) {
-        warp.ready_positions |= warp.barrier_positions[barrier];
-        warp.barrier_positions[barrier] = 0;
+        warp.ready_positions |= warp.barrier_positions;
+        warp.barrier_positions = 0;
     }
 }
 
@@ -212,34 +177,28 @@ void Block::finish_lane(Lane& lane) {
         check_all_lanes(*warp.meeting, warp, kAll);
         if (warp.met_positions == warp.live_positions) complete_meeting(warp);
     }
-    for (int barrier = 0; barrier < kBarriers; ++barrier) {
-        const int arrived = barrier_arrived[barrier];
-        if (arrived && barrier_expected[barrier] == 0 && arrived == live) release_barrier(barrier);
-    }
+    if (arrived && arrived == live) release_barrier();
 }
 
-// No lane can run and some have not finished: says who waits where.
-void Block::explain_stuck() {
+// No lane can run and some have not finished: says who waits where. One of them waits for others of
+// its warp: if all were at the barrier, it would open.
+void Block::explain_stuck() const {
     std::string waiting;
-    bool warp_wide = false;
     int listed = 0;
     for (const Warp& warp : warps) {
         for (int l = 0; l < kLanes; ++l) {
             const Lane* lane = warp.lane[l];
             if (!lane || lane->finished) continue;
-            const char* where = "a barrier";
-            if (warp.met_positions & lane->position_bit)
-                where = warp.meeting->name, warp_wide = true;
-            else if (lane->partial)
-                where = lane->partial->name, warp_wide = true;
+            const char* where = "__syncthreads";
+            if (warp.met_positions & lane->position_bit) where = warp.meeting->name;
+            if (lane->partial) where = lane->partial->name;
             if (listed++ < 6)
                 waiting += (listed > 1 ? "; " : "") + std::string("warp ") +
                            std::to_string(warp.number) + " lane " + std::to_string(l) + " at " +
                            where;
         }
     }
-    fault(warp_wide ? Fault::divergence : Fault::deadlock,
-          "no thread can run, " + std::to_string(listed) + " wait: " + waiting);
+    fault(Fault::divergence, "no thread can run, " + std::to_string(listed) + " wait: " + waiting);
 }
 
 }  // namespace emulator

@@ -20,7 +20,6 @@ namespace emulator {
 
 constexpr int kLanes = 32;
 constexpr uint32_t kAll = 0xffffffffu;
-constexpr int kBarriers = 16;
 constexpr uint32_t kSharedBase = 1024;  // no shared address is 0
 
 struct Block;
@@ -35,10 +34,10 @@ struct WarpOperation {
     void (*run)(Warp& warp, uint32_t lanes);
 };
 
+constexpr int kPieceBytes = 16;  // a copy of cp.async, and what a lane reads for ldmatrix
 struct PendingCopy {
     void* to;
-    int bytes;
-    alignas(16) unsigned char data[16];
+    alignas(kPieceBytes) unsigned char data[kPieceBytes];
 };
 
 struct alignas(64) Lane {
@@ -51,7 +50,6 @@ struct alignas(64) Lane {
     Fiber fiber;
 
     bool finished = false;
-    int barrier = -1;
     // Waiting in an operation of a part of the warp.
     const WarpOperation* partial = nullptr;
     uint32_t partial_lanes = 0;
@@ -64,11 +62,10 @@ struct Warp {
     Block* block = nullptr;
     int number = 0;
     uint32_t live_positions = 0, ready_positions = 0;
-    uint32_t spun_positions = 0;  // called backoff() and the block was not left since
-    uint32_t existing_lanes = 0, live_lanes = 0;
+    uint32_t live_lanes = 0;
     const WarpOperation* meeting = nullptr;  // of all live lanes
     uint32_t met_positions = 0;
-    uint32_t barrier_positions[kBarriers] = {};
+    uint32_t barrier_positions = 0;
     Lane* at[kLanes] = {};    // by position
     Lane* lane[kLanes] = {};  // by lane
     unsigned synced = 0;      // times __syncwarp was passed
@@ -84,7 +81,6 @@ struct KernelCall {
     std::shared_ptr<const void> arguments;
     dim3 grid, block;
     size_t shared_bytes = 0;
-    bool cooperative = false;
 };
 
 // Returns when every block has finished; throws KernelError.
@@ -95,9 +91,8 @@ extern thread_local Lane* current;
 
 // Blocks until all of `lanes` are here; then operation.run has been called once.
 void meet(const WarpOperation& operation, uint32_t lanes);
-// barrier 0..15; threads: 0 for all that live.
-void block_barrier(int barrier, int threads);
-void back_off();
+// Until all threads that live are here.
+void block_barrier();
 [[noreturn]] void fault(Fault fault, const std::string& what);
 
 unsigned char* shared_begin();

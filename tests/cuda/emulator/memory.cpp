@@ -53,6 +53,7 @@ void* arena_take(size_t bytes) {
 cudaError_t allocate(void** pointer, size_t bytes, Place place) {
     if (no_device()) return keep(cudaErrorInsufficientDriver);
     if (!pointer) return keep(cudaErrorInvalidValue);
+    open_current();
     if (cudaError_t error = not_while_capturing()) return error;
     *pointer = nullptr;
     if (bytes == 0) return cudaSuccess;
@@ -78,6 +79,7 @@ cudaError_t allocate(void** pointer, size_t bytes, Place place) {
 }
 
 cudaError_t release(void* pointer, bool device) {
+    open_current();
     if (!pointer) return cudaSuccess;
     if (cudaError_t error = not_while_capturing()) return error;
     drain_all();  // freeing waits for the device
@@ -122,7 +124,7 @@ size_t device_bytes_on(int device) {
 }
 size_t allocations_in_use() { return allocations().size(); }
 
-bool locate(const void* pointer, size_t bytes, Place* place) {
+bool locate(const void* pointer, size_t bytes, Place* place, int* device) {
     const std::lock_guard<std::mutex> lock(memory_mutex);
     *place = Place::pageable;
     const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
@@ -131,6 +133,7 @@ bool locate(const void* pointer, size_t bytes, Place* place) {
     const auto& [begin, allocation] = *--next;
     if (at >= begin + allocation.bytes) return true;
     *place = allocation.place;
+    if (device) *device = allocation.device;
     return at + bytes <= begin + allocation.bytes;
 }
 
@@ -148,6 +151,7 @@ using namespace emulator;
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     if (no_device()) return keep(cudaErrorInsufficientDriver);
+    open_current();
     *total = device_model().memory_bytes;
     *free = device_model().memory_bytes - device_bytes;
     return cudaSuccess;
@@ -166,6 +170,7 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
 cudaError_t cudaFreeHost(void* pointer) { return release(pointer, false); }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
     Place place;
+    open_current();
     if (!locate(host, 1, &place) || place != Place::pinned) return keep(cudaErrorInvalidValue);
     *device = host;
     return cudaSuccess;

@@ -16,20 +16,8 @@ namespace {
 #define EMULATOR_CLONES
 #endif
 
-// Branch-free, for the vectoriser.
-inline __attribute__((always_inline)) float widen_half(uint16_t h) {
-    const uint32_t magnitude = h & 0x7fffu;
-    const float scaled = bit_cast<float>(magnitude << 13) * 0x1p112f;
-    const uint32_t special = 0u - uint32_t(magnitude >= 0x7c00u);
-    return bit_cast<float>(bit_cast<uint32_t>(scaled) | (special & 0x7f800000u) |
-                           uint32_t(h & 0x8000u) << 16);
-}
-
-EMULATOR_CLONES void widen(const uint16_t* from, float* to, int count, bool half) {
-    if (half)
-        for (int i = 0; i < count; ++i) to[i] = widen_half(from[i]);
-    else
-        for (int i = 0; i < count; ++i) to[i] = bfloat16_to_float(from[i]);
+EMULATOR_CLONES void widen(const uint16_t* from, float* to, int count) {
+    for (int i = 0; i < count; ++i) to[i] = bfloat16_to_float(from[i]);
 }
 
 // c [16][8] += a [16][16] b, with b as [8 columns][16].
@@ -46,23 +34,29 @@ EMULATOR_CLONES void multiply(const float* a, const float* columns, float* c) {
     }
 }
 
-template <bool HALF>
-void run_16(Warp& warp, uint32_t) {
-    // Words of k pairs [row][8]; then floats.
-    alignas(64) uint32_t words[(16 + 8) * 8];
-    alignas(64) float values[(16 + 8) * 16], c[16 * 8];
+// A's 16 rows, then B's 8 columns, of 8 words along k each: two 16-bit or four 8-bit values.
+void gather(const Warp& warp, uint32_t* words) {
     for (int l = 0; l < kLanes; ++l) {
         const int g = l / 4, t = l % 4;
         const uint32_t* in = warp.in[l];
         uint32_t *a = words + 8 * g + t, *b = words + 8 * (16 + g) + t;
         a[0] = in[0], a[8 * 8] = in[1], a[4] = in[2], a[8 * 8 + 4] = in[3];
         b[0] = in[4], b[4] = in[5];
-        std::memcpy(c + 8 * g + 2 * t, in + 6, 8);
-        std::memcpy(c + 8 * (g + 8) + 2 * t, in + 8, 8);
+    }
+}
+
+void run_16(Warp& warp, uint32_t) {
+    alignas(64) uint32_t words[(16 + 8) * 8];
+    alignas(64) float values[(16 + 8) * 16], c[16 * 8];
+    gather(warp, words);
+    for (int l = 0; l < kLanes; ++l) {
+        const int g = l / 4, t = l % 4;
+        std::memcpy(c + 8 * g + 2 * t, warp.in[l] + 6, 8);
+        std::memcpy(c + 8 * (g + 8) + 2 * t, warp.in[l] + 8, 8);
     }
     uint16_t raw[(16 + 8) * 16];
     std::memcpy(raw, words, sizeof words);
-    widen(raw, values, (16 + 8) * 16, HALF);
+    widen(raw, values, (16 + 8) * 16);
     multiply(values, values + 16 * 16, c);
     for (int l = 0; l < kLanes; ++l) {
         const int g = l / 4, t = l % 4;
@@ -71,39 +65,27 @@ void run_16(Warp& warp, uint32_t) {
     }
 }
 
-// d [16][8] = a [16][depth] times columns [8][depth].
-template <int DEPTH>
-inline __attribute__((always_inline)) void dots(const int16_t* a, const int16_t* columns,
-                                                int32_t* d) {
+// d [16][8] = a [16][32] times columns [8][32].
+EMULATOR_CLONES void dots(const int16_t* a, const int16_t* columns, int32_t* d) {
     for (int m = 0; m < 16; ++m) {
         for (int n = 0; n < 8; ++n) {
             int32_t sum = 0;
-            for (int k = 0; k < DEPTH; ++k)
-                sum += int32_t(a[DEPTH * m + k]) * int32_t(columns[DEPTH * n + k]);
+            for (int k = 0; k < 32; ++k)
+                sum += int32_t(a[32 * m + k]) * int32_t(columns[32 * n + k]);
             d[8 * m + n] = sum;
         }
     }
 }
-EMULATOR_CLONES void dots_32(const int16_t* a, const int16_t* b, int32_t* d) { dots<32>(a, b, d); }
-EMULATOR_CLONES void dots_16(const int16_t* a, const int16_t* b, int32_t* d) { dots<16>(a, b, d); }
 
-template <int K>
 void run_8(Warp& warp, uint32_t) {
-    constexpr int kWords = K / 4;
-    alignas(64) uint32_t words[(16 + 8) * kWords];
-    for (int l = 0; l < kLanes; ++l) {
-        const int g = l / 4, t = l % 4;
-        const uint32_t* in = warp.in[l];
-        uint32_t *a = words + kWords * g + t, *b = words + kWords * (16 + g) + t;
-        a[0] = in[0], a[kWords * 8] = in[1], b[0] = in[4];
-        if (K == 32) a[4] = in[2], a[kWords * 8 + 4] = in[3], b[4] = in[5];
-    }
-    int8_t raw[(16 + 8) * K];
-    alignas(64) int16_t values[(16 + 8) * K];
+    alignas(64) uint32_t words[(16 + 8) * 8];
+    gather(warp, words);
+    int8_t raw[(16 + 8) * 32];
+    alignas(64) int16_t values[(16 + 8) * 32];
     alignas(64) int32_t d[16 * 8];
     std::memcpy(raw, words, sizeof words);
-    for (int i = 0; i < (16 + 8) * K; ++i) values[i] = raw[i];
-    K == 32 ? dots_32(values, values + 16 * K, d) : dots_16(values, values + 16 * K, d);
+    for (int i = 0; i < (16 + 8) * 32; ++i) values[i] = raw[i];
+    dots(values, values + 16 * 32, d);
     for (int l = 0; l < kLanes; ++l) {
         const int g = l / 4, t = l % 4;
         for (int i = 0; i < 4; ++i)  // wraps, as without .satfinite
@@ -111,10 +93,8 @@ void run_8(Warp& warp, uint32_t) {
     }
 }
 
-const WarpOperation kF16 = {"mma.m16n8k16.f16", true, run_16<true>};
-const WarpOperation kBf16 = {"mma.m16n8k16.bf16", true, run_16<false>};
-const WarpOperation kS8K32 = {"mma.m16n8k32.s8", true, run_8<32>};
-const WarpOperation kS8K16 = {"mma.m16n8k16.s8", true, run_8<16>};
+const WarpOperation kBf16 = {"mma.m16n8k16.bf16", true, run_16};
+const WarpOperation kS8 = {"mma.m16n8k32.s8", true, run_8};
 
 template <class T>
 void mma(const WarpOperation& operation, T (&d)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -130,17 +110,11 @@ void mma(const WarpOperation& operation, T (&d)[4], const uint32_t (&a)[4], uint
 
 }  // namespace
 
-void mma_m16n8k16_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma(kF16, d, a, b0, b1);
-}
 void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     mma(kBf16, d, a, b0, b1);
 }
 void mma_m16n8k32_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma(kS8K32, d, a, b0, b1);
-}
-void mma_m16n8k16_s8(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
-    mma(kS8K16, d, {a0, a1, 0, 0}, b0, 0);
+    mma(kS8, d, a, b0, b1);
 }
 
 }  // namespace emulator

@@ -1,7 +1,8 @@
-// __half and __nv_bfloat16: storage of 16 bits, every operation rounded once, to nearest even.
+// __half, to read and to write, and __nv_bfloat16, to calculate with as well: storage of 16 bits,
+// everything rounded once, to nearest even.
 //
 // The exact result of an operation is brought to float by rounding to odd (inexact: the last bit
-// is set), which keeps the second rounding, to 11 or 8 bits, correct.
+// is set), which keeps the second rounding, to 8 bits, correct.
 #pragma once
 
 #include <cmath>
@@ -80,81 +81,24 @@ struct __nv_bfloat16 {
 struct alignas(4) __nv_bfloat162 {
     __nv_bfloat16 x, y;
 };
-using half = __half;
-using half2 = __half2;
-using nv_bfloat16 = __nv_bfloat16;
-using nv_bfloat162 = __nv_bfloat162;
 
 inline __half __float2half_rn(float f) { return {emulator::float_to_half(f)}; }
-inline __half __float2half(float f) { return __float2half_rn(f); }
 inline float __half2float(__half h) { return emulator::half_to_float(h.bits); }
-inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
-inline unsigned short __half_as_ushort(__half h) { return h.bits; }
 inline __nv_bfloat16 __float2bfloat16_rn(float f) { return {emulator::float_to_bfloat16(f)}; }
-inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
 inline float __bfloat162float(__nv_bfloat16 b) { return emulator::bfloat16_to_float(b.bits); }
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short bits) { return {bits}; }
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 b) { return b.bits; }
 
-inline __half __hfma(__half a, __half b, __half c) {
-    return __float2half_rn(emulator::fma_to_odd(__half2float(a), __half2float(b), __half2float(c)));
+inline float __low2float(__half2 a) { return __half2float(a.x); }
+inline float __high2float(__half2 a) { return __half2float(a.y); }
+inline float __low2float(__nv_bfloat162 a) { return __bfloat162float(a.x); }
+inline float __high2float(__nv_bfloat162 a) { return __bfloat162float(a.y); }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
-inline __half __hmul(__half a, __half b) {  // 22 bits: exact in float
-    return __float2half_rn(__half2float(a) * __half2float(b));
-}
-inline __half __hadd(__half a, __half b) { return __hfma(a, __float2half_rn(1.0f), b); }
-inline __half __hneg(__half a) { return {uint16_t(a.bits ^ 0x8000u)}; }
-inline __half __hsub(__half a, __half b) { return __hadd(a, __hneg(b)); }
 
 inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c) {
     return __float2bfloat16_rn(
         emulator::fma_to_odd(__bfloat162float(a), __bfloat162float(b), __bfloat162float(c)));
 }
-inline __nv_bfloat16 __hneg(__nv_bfloat16 a) { return {uint16_t(a.bits ^ 0x8000u)}; }
-inline __nv_bfloat16 __hmul(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __float2bfloat16_rn(__bfloat162float(a) * __bfloat162float(b));
+inline __nv_bfloat162 __hfma2(__nv_bfloat162 a, __nv_bfloat162 b, __nv_bfloat162 c) {
+    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
 }
-inline __nv_bfloat16 __hadd(__nv_bfloat16 a, __nv_bfloat16 b) {
-    return __hfma(a, __float2bfloat16_rn(1.0f), b);
-}
-inline __nv_bfloat16 __hsub(__nv_bfloat16 a, __nv_bfloat16 b) { return __hadd(a, __hneg(b)); }
-
-#define EMULATOR_PAIRS(two)                                                           \
-    inline two __hfma2(two a, two b, two c) {                                         \
-        return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};                        \
-    }                                                                                 \
-    inline two __hmul2(two a, two b) { return {__hmul(a.x, b.x), __hmul(a.y, b.y)}; } \
-    inline two __hadd2(two a, two b) { return {__hadd(a.x, b.x), __hadd(a.y, b.y)}; } \
-    inline two __hsub2(two a, two b) { return {__hsub(a.x, b.x), __hsub(a.y, b.y)}; } \
-    inline two __hneg2(two a) { return {__hneg(a.x), __hneg(a.y)}; }
-EMULATOR_PAIRS(__half2)
-EMULATOR_PAIRS(__nv_bfloat162)
-#undef EMULATOR_PAIRS
-
-inline __half2 __halves2half2(__half x, __half y) { return {x, y}; }
-inline __half2 __half2half2(__half x) { return {x, x}; }
-inline __half __low2half(__half2 a) { return a.x; }
-inline __half __high2half(__half2 a) { return a.y; }
-inline __half2 __floats2half2_rn(float x, float y) {
-    return {__float2half_rn(x), __float2half_rn(y)};
-}
-inline __half2 __float2half2_rn(float x) { return __floats2half2_rn(x, x); }
-inline __half2 __float22half2_rn(float2 a) { return __floats2half2_rn(a.x, a.y); }
-inline float2 __half22float2(__half2 a) { return {__half2float(a.x), __half2float(a.y)}; }
-inline float __low2float(__half2 a) { return __half2float(a.x); }
-inline float __high2float(__half2 a) { return __half2float(a.y); }
-
-inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y) { return {x, y}; }
-inline __nv_bfloat162 __bfloat162bfloat162(__nv_bfloat16 x) { return {x, x}; }
-inline __nv_bfloat16 __low2bfloat16(__nv_bfloat162 a) { return a.x; }
-inline __nv_bfloat16 __high2bfloat16(__nv_bfloat162 a) { return a.y; }
-inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
-    return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
-}
-inline __nv_bfloat162 __float2bfloat162_rn(float x) { return __floats2bfloat162_rn(x, x); }
-inline __nv_bfloat162 __float22bfloat162_rn(float2 a) { return __floats2bfloat162_rn(a.x, a.y); }
-inline float2 __bfloat1622float2(__nv_bfloat162 a) {
-    return {__bfloat162float(a.x), __bfloat162float(a.y)};
-}
-inline float __low2float(__nv_bfloat162 a) { return __bfloat162float(a.x); }
-inline float __high2float(__nv_bfloat162 a) { return __bfloat162float(a.y); }

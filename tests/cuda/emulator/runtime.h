@@ -23,7 +23,6 @@ enum cudaError_t {
     cudaErrorNotReady = 600,
     cudaErrorLaunchOutOfResources = 701,
     cudaErrorLaunchFailure = 719,
-    cudaErrorCooperativeLaunchTooLarge = 720,
     cudaErrorNotSupported = 801,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
@@ -50,7 +49,6 @@ enum cudaDeviceAttr {
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
     cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
-    cudaDevAttrCooperativeLaunch = 95,
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 enum cudaFuncAttribute {
@@ -78,7 +76,6 @@ struct cudaDeviceProp {
     int regsPerBlock, regsPerMultiprocessor, warpSize, maxThreadsPerBlock;
     int maxThreadsPerMultiProcessor, maxBlocksPerMultiProcessor, multiProcessorCount;
     int major, minor, l2CacheSize, persistingL2CacheMaxSize, integrated, canMapHostMemory;
-    int cooperativeLaunch;
 };
 
 namespace emulator {
@@ -133,21 +130,6 @@ cudaError_t cudaHostGetDevicePointer(T** device, void* host, unsigned flags) {
     return cudaHostGetDevicePointer(reinterpret_cast<void**>(device), host, flags);
 }
 
-// What a pointer points to. Memory that none of the above gave is said to be a device's: so a test
-// can hand any memory of this process to code that takes none but a device's.
-enum cudaMemoryType {
-    cudaMemoryTypeUnregistered = 0,
-    cudaMemoryTypeHost = 1,
-    cudaMemoryTypeDevice = 2,
-    cudaMemoryTypeManaged = 3,
-};
-struct cudaPointerAttributes {
-    cudaMemoryType type;
-    int device;
-    void *devicePointer, *hostPointer;
-};
-cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer);
-
 // Both ends are checked against what was allocated: a host pointer where the kind says device is
 // an error (a device that can read pageable host memory might let it pass).
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind);
@@ -184,13 +166,6 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
-// Without registers: shared memory and threads alone.
-cudaError_t emulator_occupancy(int* blocks, int threads, size_t shared_bytes);
-template <class F>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F, int threads,
-                                                          size_t shared_bytes) {
-    return emulator_occupancy(blocks, threads, shared_bytes);
-}
 cudaError_t emulator_set_attribute(const void* function, cudaFuncAttribute attribute, int value);
 template <class F>
 cudaError_t cudaFuncSetAttribute(F* function, cudaFuncAttribute attribute, int value) {
@@ -204,7 +179,7 @@ cudaError_t submit(KernelCall call, cudaStream_t stream);
 
 template <class... P, class... A>
 cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                          cudaStream_t stream, bool cooperative, A&&... arguments) {
+                          cudaStream_t stream, A&&... arguments) {
     using Arguments = std::tuple<P...>;
     KernelCall call;
     call.function = reinterpret_cast<const void*>(kernel);
@@ -216,7 +191,6 @@ cudaError_t launch_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t sh
     call.grid = grid;
     call.block = block;
     call.shared_bytes = shared_bytes;
-    call.cooperative = cooperative;
     return submit(std::move(call), stream);
 }
 

@@ -6,7 +6,6 @@
 #include <set>
 
 #include "counters.h"
-#include "occupancy.h"
 
 namespace emulator {
 
@@ -62,9 +61,10 @@ void drain_default() {
         if (stream->blocking) drain(*stream, stream->queued);
 }
 
-size_t handles_in_use() { return streams().size() + graphs; }
+size_t handles_in_use() { return streams().size() + graphs + retained_contexts(); }
 
 cudaError_t not_while_capturing() {
+    open_current();
     bool any = false;
     for (const auto& capture : captures) {
         if (capture->mode == cudaStreamCaptureModeRelaxed) continue;
@@ -75,6 +75,7 @@ cudaError_t not_while_capturing() {
 }
 
 cudaError_t enqueue(Stream* stream, Work work) {
+    open_current();
     if (!known(stream)) return keep(cudaErrorInvalidResourceHandle);
     // The legacy default stream waits for all others, which a capture forbids.
     if (!stream && !captures.empty()) return not_while_capturing();
@@ -107,6 +108,7 @@ cudaError_t enqueue(Stream* stream, Work work) {
 }
 
 cudaError_t submit(KernelCall call, cudaStream_t stream) {
+    open_current();
     const uint64_t threads = uint64_t(call.block.x) * call.block.y * call.block.z;
     const uint64_t blocks = uint64_t(call.grid.x) * call.grid.y * call.grid.z;
     if (threads == 0 || threads > 1024 || call.block.z > 64 || blocks == 0 || call.grid.y > 65535 ||
@@ -118,10 +120,6 @@ cudaError_t submit(KernelCall call, cudaStream_t stream) {
     const auto opted = shared_opt_in().find({call.function, current_device()});
     const size_t limit = opted == shared_opt_in().end() ? 48 * 1024 : size_t(opted->second);
     if (call.shared_bytes > limit) return keep(cudaErrorInvalidValue);
-    if (call.cooperative &&
-        blocks > uint64_t(blocks_per_multiprocessor(int(threads), call.shared_bytes)) *
-                     uint64_t(device_model().multiprocessors))
-        return keep(cudaErrorCooperativeLaunchTooLarge);
     return enqueue(stream, [call = std::move(call)] { run_grid(call); });
 }
 
@@ -129,13 +127,8 @@ cudaError_t submit(KernelCall call, cudaStream_t stream) {
 
 using namespace emulator;
 
-cudaError_t emulator_occupancy(int* blocks, int threads, size_t shared_bytes) {
-    if (threads < 1 || threads > 1024) return keep(cudaErrorInvalidValue);
-    *blocks = blocks_per_multiprocessor(threads, shared_bytes);
-    return cudaSuccess;
-}
-
 cudaError_t emulator_set_attribute(const void* function, cudaFuncAttribute attribute, int value) {
+    open_current();
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || value > device_model().shared_per_block) return keep(cudaErrorInvalidValue);
     shared_opt_in()[{function, current_device()}] = value;
@@ -145,6 +138,7 @@ cudaError_t emulator_set_attribute(const void* function, cudaFuncAttribute attri
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    open_current();
     *stream = new Stream;
     (*stream)->device = current_device();
     (*stream)->blocking = !(flags & cudaStreamNonBlocking);
@@ -153,6 +147,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    open_current();
     if (!stream || !known(stream)) return keep(cudaErrorInvalidResourceHandle);
     drain(*stream, stream->queued);
     streams().erase(stream);
@@ -161,6 +156,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    open_current();
     if (!known(stream)) return keep(cudaErrorInvalidResourceHandle);
     Stream& s = *stream_or_default(stream);
     if (s.capture) {
@@ -173,6 +169,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    open_current();
     Stream& s = *stream_or_default(stream);
     return s.done == s.queued ? cudaSuccess : cudaErrorNotReady;
 }
@@ -186,17 +183,20 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+    open_current();
     *event = new Event;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    open_current();
     if (!event) return keep(cudaErrorInvalidResourceHandle);
     delete event;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    open_current();
     if (!event || !known(stream)) return keep(cudaErrorInvalidResourceHandle);
     Stream& s = *stream_or_default(stream);
     event->stream = &s;
@@ -214,6 +214,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    open_current();
     if (!event) return keep(cudaErrorInvalidResourceHandle);
     if (event->capture) {
         event->capture->invalid = true;
@@ -224,6 +225,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+    open_current();
     if (!event) return keep(cudaErrorInvalidResourceHandle);
     if (!event->recorded || event->stream->done >= event->after) return cudaSuccess;
     return cudaErrorNotReady;
@@ -238,6 +240,7 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop)
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    open_current();
     if (!event || !known(stream)) return keep(cudaErrorInvalidResourceHandle);
     Stream& s = *stream_or_default(stream);
     if (event->capture) {  // nodes are recorded in an order that respects every wait
@@ -254,6 +257,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
+    open_current();
     if (!stream) return keep(cudaErrorStreamCaptureUnsupported);  // the legacy default stream
     if (!known(stream)) return keep(cudaErrorInvalidResourceHandle);
     if (stream->capture) return keep(cudaErrorStreamCaptureUnmatched);
@@ -267,6 +271,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    open_current();
     *graph = nullptr;
     if (!stream || !stream->capture || stream->capture->origin != stream)
         return keep(cudaErrorStreamCaptureUnmatched);
@@ -294,6 +299,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+    open_current();
     if (!graph) return keep(cudaErrorInvalidValue);
     *exec = new GraphExec{graph->nodes};
     ++graphs;
@@ -307,10 +313,12 @@ cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t*
 }
 
 cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t) {
+    open_current();
     return exec ? cudaSuccess : keep(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    open_current();
     if (!exec) return keep(cudaErrorInvalidValue);
     if (stream_or_default(stream)->capture) return keep(cudaErrorNotSupported);
     ++counted.graph_launches;
@@ -320,6 +328,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    open_current();
     if (!exec) return keep(cudaErrorInvalidValue);
     delete exec;
     --graphs;

@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "runtime.h"
+#include "contexts.h"
 
 namespace emulator {
 
@@ -52,13 +52,17 @@ void drain(Stream& stream, uint64_t up_to);
 void drain_all();
 void drain_default();  // as what waits for the legacy default stream waits: for blocking ones too
 int current_device();
+// What every call does that needs a context: takes the thread's, or opens that of its device.
+void open_current();
+size_t retained_contexts();
 bool no_device();
 // An error when a capture forbids what is being called (allocation, waiting); the capture is lost.
 cudaError_t not_while_capturing();
 
 enum class Place { pageable, pinned, device };
 // Where [pointer, pointer + bytes) lies; false: it begins in an allocation and leaves it.
-bool locate(const void* pointer, size_t bytes, Place* place);
+// `device`: of an allocation the device that was current then; of other memory as it was.
+bool locate(const void* pointer, size_t bytes, Place* place, int* device = nullptr);
 // Device memory is readable between the two (protect_device_memory).
 void open_device_memory();
 void close_device_memory();

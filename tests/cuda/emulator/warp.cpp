@@ -21,33 +21,25 @@ void each(uint32_t lanes, Fn fn) {
     for (; lanes; lanes &= lanes - 1) fn(__builtin_ctz(lanes));
 }
 
-void run_shuffle(Warp& warp, uint32_t lanes) {
+void run_shuffle_xor(Warp& warp, uint32_t lanes) {
     each(lanes, [&](int l) {
         const uint32_t from = warp.in[l][1];
         warp.out[l][0] = lanes >> from & 1 ? warp.in[from][0] : kNobody;
     });
 }
-const WarpOperation kShuffles[] = {{"__shfl_sync", false, run_shuffle},
-                                   {"__shfl_up_sync", false, run_shuffle},
-                                   {"__shfl_down_sync", false, run_shuffle},
-                                   {"__shfl_xor_sync", false, run_shuffle}};
+const WarpOperation kShuffleXor = {"__shfl_xor_sync", false, run_shuffle_xor};
 
 const WarpOperation kBallot = {"__ballot_sync", false, [](Warp& warp, uint32_t lanes) {
                                    uint32_t votes = 0;
                                    each(lanes, [&](int l) { votes |= warp.in[l][0] << l; });
                                    each(lanes, [&](int l) { warp.out[l][0] = votes; });
                                }};
-const WarpOperation kReduceAdd = {"__reduce_add_sync", false, [](Warp& warp, uint32_t lanes) {
-                                      uint32_t sum = 0;
-                                      each(lanes, [&](int l) { sum += warp.in[l][0]; });
-                                      each(lanes, [&](int l) { warp.out[l][0] = sum; });
-                                  }};
 const WarpOperation kSyncWarp = {"__syncwarp", false, [](Warp& warp, uint32_t) { ++warp.synced; }};
 
 // Each lane has read its own row: 16 bytes, in[lane][0..3].
-template <int COUNT, bool TRANSPOSED>
+template <bool TRANSPOSED>
 void run_ldmatrix(Warp& warp, uint32_t) {
-    for (int m = 0; m < COUNT; ++m) {
+    for (int m = 0; m < 4; ++m) {
         uint16_t matrix[8][8];
         for (int row = 0; row < 8; ++row) std::memcpy(matrix[row], warp.in[8 * m + row], 16);
         for (int l = 0; l < kLanes; ++l) {
@@ -58,75 +50,56 @@ void run_ldmatrix(Warp& warp, uint32_t) {
         }
     }
 }
-const WarpOperation kLdmatrix[2][3] = {{{"ldmatrix.x1", true, run_ldmatrix<1, false>},
-                                        {"ldmatrix.x2", true, run_ldmatrix<2, false>},
-                                        {"ldmatrix.x4", true, run_ldmatrix<4, false>}},
-                                       {{"ldmatrix.x1.trans", true, run_ldmatrix<1, true>},
-                                        {"ldmatrix.x2.trans", true, run_ldmatrix<2, true>},
-                                        {"ldmatrix.x4.trans", true, run_ldmatrix<4, true>}}};
+const WarpOperation kLdmatrix = {"ldmatrix.x4", true, run_ldmatrix<false>};
+const WarpOperation kLdmatrixTrans = {"ldmatrix.x4.trans", true, run_ldmatrix<true>};
 
-[[noreturn]] void wrong_shared(Fault kind, const char* operation, uint32_t address, int bytes) {
+[[noreturn]] void wrong_shared(Fault kind, const char* operation, uint32_t address) {
     char text[160];
     std::snprintf(text, sizeof text, "%s: shared byte %d of %zu, %d bytes%s", operation,
-                  int(address) - int(kSharedBase), shared_bytes(), bytes,
+                  int(address) - int(kSharedBase), shared_bytes(), kPieceBytes,
                   kind == Fault::misaligned ? ": not aligned" : "");
     fault(kind, text);
 }
 
-unsigned char* shared_at(uint32_t address, int bytes, const char* operation) {
-    if (address & uint32_t(bytes - 1)) wrong_shared(Fault::misaligned, operation, address, bytes);
+// The 16 bytes of ldmatrix and cp.async.
+unsigned char* shared_at(uint32_t address, const char* operation) {
+    if (address % kPieceBytes) wrong_shared(Fault::misaligned, operation, address);
     const uint32_t offset = address - kSharedBase;
-    if (address < kSharedBase || offset + uint32_t(bytes) > shared_bytes())
-        wrong_shared(Fault::out_of_bounds, operation, address, bytes);
+    if (address < kSharedBase || offset + kPieceBytes > shared_bytes())
+        wrong_shared(Fault::out_of_bounds, operation, address);
     return shared_begin() + offset;
 }
 
-void check_readable([[maybe_unused]] const void* from, [[maybe_unused]] int bytes,
-                    [[maybe_unused]] const char* operation) {
+void check_readable([[maybe_unused]] const void* from, [[maybe_unused]] int bytes) {
 #if defined(EMULATOR_ASAN)
     if (bytes && __asan_region_is_poisoned(const_cast<void*>(from), size_t(bytes)))
-        fault(Fault::out_of_bounds, std::string(operation) + ": the source is no memory of ours");
+        fault(Fault::out_of_bounds, "cp.async: the source is no memory of ours");
 #endif
 #if defined(EMULATOR_TSAN)
     __tsan_read_range(const_cast<void*>(from), size_t(bytes));
 #endif
 }
 
-void note_write([[maybe_unused]] void* to, [[maybe_unused]] int bytes) {
+void note_write([[maybe_unused]] void* to) {
 #if defined(EMULATOR_TSAN)
-    __tsan_write_range(to, size_t(bytes));
+    __tsan_write_range(to, kPieceBytes);
 #endif
 }
 
 }  // namespace
 
-uint32_t shuffle(Shuffle kind, uint32_t lanes, uint32_t value, int operand, int width) {
+uint32_t shuffle_xor(uint32_t lanes, uint32_t value, int mask) {
     Lane& me = *current;
-    const int lane = me.lane, first = lane & ~(width - 1), last = first + width - 1;
-    int from = lane;
-    switch (kind) {
-        case Shuffle::index: from = first + (operand & (width - 1)); break;
-        case Shuffle::up: from = lane - operand < first ? lane : lane - operand; break;
-        case Shuffle::down: from = lane + operand > last ? lane : lane + operand; break;
-        case Shuffle::butterfly: from = (lane ^ operand) > last ? lane : lane ^ operand; break;
-    }
-    me.warp->in[lane][0] = value;
-    me.warp->in[lane][1] = uint32_t(from) % kLanes;
-    meet(kShuffles[int(kind)], lanes);
-    return me.warp->out[lane][0];
+    me.warp->in[me.lane][0] = value;
+    me.warp->in[me.lane][1] = uint32_t(me.lane ^ mask) % kLanes;
+    meet(kShuffleXor, lanes);
+    return me.warp->out[me.lane][0];
 }
 
 uint32_t ballot(uint32_t lanes, bool predicate) {
     Lane& me = *current;
     me.warp->in[me.lane][0] = predicate;
     meet(kBallot, lanes);
-    return me.warp->out[me.lane][0];
-}
-
-uint32_t reduce_add(uint32_t lanes, uint32_t value) {
-    Lane& me = *current;
-    me.warp->in[me.lane][0] = value;
-    meet(kReduceAdd, lanes);
     return me.warp->out[me.lane][0];
 }
 
@@ -142,20 +115,18 @@ void sync_warp(uint32_t lanes) {
     races_acquire(other);
 }
 
-void sync_block(int barrier, int threads) { block_barrier(barrier, threads); }
+void sync_block() { block_barrier(); }
 
-void ldmatrix(uint32_t* out, int count, bool transposed, uint32_t address) {
+void ldmatrix(uint32_t (&out)[4], bool transposed, uint32_t address) {
     Lane& me = *current;
-    const WarpOperation& operation = kLdmatrix[transposed][count / 2];
-    if (me.lane < 8 * count) {  // the other lanes' addresses are not looked at
-        unsigned char* row = shared_at(address, 16, operation.name);
+    const WarpOperation& operation = transposed ? kLdmatrixTrans : kLdmatrix;
+    unsigned char* row = shared_at(address, operation.name);
 #if defined(EMULATOR_TSAN)
-        __tsan_read_range(row, 16);
+    __tsan_read_range(row, kPieceBytes);
 #endif
-        std::memcpy(me.warp->in[me.lane], row, 16);
-    }
+    std::memcpy(me.warp->in[me.lane], row, kPieceBytes);
     meet(operation, kAll);
-    std::memcpy(out, me.warp->out[me.lane], size_t(count) * 4);
+    std::memcpy(out, me.warp->out[me.lane], sizeof out);
 }
 
 uint32_t shared_address(const void* pointer) {
@@ -170,21 +141,20 @@ uint32_t shared_address(const void* pointer) {
 
 // A copy may land at any time from here to its wait: until then the destination holds poison, so
 // that neither an early reader nor a late one of the previous contents goes unseen.
-void copy_async(uint32_t to, const void* from, int bytes, int source_bytes) {
+void copy_async(uint32_t to, const void* from, int source_bytes) {
     PendingCopy copy;
-    copy.to = shared_at(to, bytes, "cp.async");
-    copy.bytes = bytes;
-    if (source_bytes < 0 || source_bytes > bytes)
+    copy.to = shared_at(to, "cp.async");
+    if (source_bytes < 0 || source_bytes > kPieceBytes)
         fault(Fault::out_of_bounds, "cp.async: " + std::to_string(source_bytes) +
-                                        " source bytes of " + std::to_string(bytes));
-    if (reinterpret_cast<uintptr_t>(from) % uintptr_t(bytes))
+                                        " source bytes of " + std::to_string(kPieceBytes));
+    if (reinterpret_cast<uintptr_t>(from) % kPieceBytes)
         fault(Fault::misaligned,
-              "cp.async: the global address is not a multiple of " + std::to_string(bytes));
-    check_readable(from, source_bytes, "cp.async");
-    std::memset(copy.data, 0, sizeof copy.data);
+              "cp.async: the global address is not a multiple of " + std::to_string(kPieceBytes));
+    check_readable(from, source_bytes);
+    std::memset(copy.data, 0, kPieceBytes);
     if (source_bytes) std::memcpy(copy.data, from, size_t(source_bytes));
-    note_write(copy.to, bytes);
-    std::memset(copy.to, 0xff, size_t(bytes));
+    note_write(copy.to);
+    std::memset(copy.to, 0xff, kPieceBytes);
     current->copies.push_back(copy);
 }
 
@@ -195,8 +165,8 @@ namespace {
 void land(Lane& lane, size_t count) {
     for (size_t i = 0; i < count; ++i) {
         const PendingCopy& copy = lane.copies[i];
-        note_write(copy.to, copy.bytes);
-        std::memcpy(copy.to, copy.data, size_t(copy.bytes));
+        note_write(copy.to);
+        std::memcpy(copy.to, copy.data, kPieceBytes);
     }
     lane.copies.erase(lane.copies.begin(), lane.copies.begin() + ptrdiff_t(count));
 }
