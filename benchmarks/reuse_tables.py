@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.report import Section, milliseconds, table
 
 WAYS = ("no cache", "keyframe", "0.75", "0.5", "0.375", "0.25", "0.125", "0", "same frame")
-# Vision time at most, as a part of the time without the cache. 0.3 is asked for, which no bucket is:
+# Vision time at most, of the time without the cache. 0.3 is asked for, which is no bucket:
 # the next larger one is held to it.
 TARGETS = {"keyframe": 1.05, "0.375": 0.45, "0": 0.03}
 _NAMES = {
