@@ -174,6 +174,7 @@ class NativeBackend:
         plan: Plan | None = None,
         rtc: Guidance | None = None,
         state_is_normalized: bool = False,
+        cameras: Sequence[int] | None = None,
     ) -> PredictResult:
         steps, horizon = self._knobs(plan)
         result = self._engine.predict(
@@ -186,7 +187,10 @@ class NativeBackend:
             None if rtc is None else rtc.to_engine(),
             state_is_normalized,
         )
-        return PredictResult(result["normalized"], result["actions"], result["timings"])
+        return PredictResult(result["normalized"], result["actions"], result["timings"], steps)
+
+    def reset(self) -> None:
+        """Nothing: no frame is kept."""
 
     def start_recording(self, capacity: int) -> None:
         """Write down every operation from here on, at most the last `capacity`; see profile/.
