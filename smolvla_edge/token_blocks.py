@@ -36,9 +36,9 @@ class Choice:
 
     why: of a keyframe, which computes all blocks and keeps nothing of before; None otherwise.
     blocks: to be computed, ascending; all of them at a keyframe, none where all is reused.  clean:
-    those of them that did not change and lie beside none that did: their tokens show how far the
-    reused ones are off.  dirty: the part of all blocks that is computed.  oldest: the largest age
-    of a block in use after this call.
+    those of them that did not change themselves: their tokens show how far the reused ones are
+    off.  dirty: the part of all blocks that is computed.  oldest: the largest age of a block in use
+    after this call.
     """
 
     why: str | None
@@ -57,8 +57,8 @@ class CameraBlocks:
 
     def __init__(self) -> None:
         self._setting: Setting | None = None
-        self._age: NDArray[np.int64] = np.zeros(0, np.int64)  # calls since it was computed
-        self._calls = 0  # since the last keyframe
+        self._age: NDArray[np.int64] = np.zeros(0, np.int64)  # calls since a block was computed
+        self._calls = 0  # since the last keyframe; an exact reuse counts in neither
         self._whole = False  # all blocks are of one frame
 
     def forget(self) -> None:
@@ -75,25 +75,24 @@ class CameraBlocks:
         if why is not None:
             return self._keyframe(setting, why)
         change, cache = change_of(), setting.cache
-        self._calls += 1
-        if self._whole and not change.any():
+        if self._whole and not change.any():  # an identical frame: all is reused, exactly
             return self._computed(np.zeros_like(change, bool), np.zeros_like(change, bool))
+        self._calls += 1
         if cache.threshold == 0 and change.any():
             return self._keyframe(setting, "changed")
         if self._calls >= cache.keyframe_every:
             return self._keyframe(setting, "every n")
         self._age += 1
-        near = dilated(
-            (change > np.float32(cache.threshold)).reshape(setting.side, -1), cache.dilate
-        )
-        wanted = near.ravel() | (self._age >= cache.max_age)
+        changed = change > np.float32(cache.threshold)
+        near = dilated(changed.reshape(setting.side, -1), cache.dilate).ravel()
+        wanted = near | (self._age >= cache.max_age)
         _add(wanted, np.argsort(-self._age, kind="stable"), cache.check)
         count = int(wanted.sum())
         if count > 3 * wanted.size // 4:
             return self._keyframe(setting, "scene")
         bucket = max(1, wanted.size // 8)  # few different sizes: a GPU prepares for each
         _add(wanted, np.lexsort((-self._age, -change)), -count % bucket)
-        return self._computed(wanted, wanted & ~near.ravel())
+        return self._computed(wanted, wanted & ~changed)
 
     def _misfit(self, setting: Setting) -> str | None:
         """Why nothing kept fits, or None."""

@@ -39,15 +39,15 @@ class PredictResult:
 
     normalized: float32 [h, action_dim], model space.  actions: float32 [h, action_dim], robot
     units.  timings: milliseconds under "preprocess", "vision", "prefix", "flow", "total".
-    evaluations: of the velocity.  cache: for each frame what the token cache did; None for a blank
-    frame and for a camera without a cache; empty under a plan without one.
+    evaluations: of the velocity.  cache: for each frame what the token cache did; None where it had
+    no part: a blank frame, a camera or a plan without it, a frame that is not square.
     """
 
     normalized: np.ndarray
     actions: np.ndarray
     timings: Mapping[str, float]
     evaluations: int
-    cache: tuple[CacheReport | None, ...] = ()
+    cache: tuple[CacheReport | None, ...]
 
 
 @runtime_checkable

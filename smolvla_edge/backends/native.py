@@ -187,7 +187,10 @@ class NativeBackend:
             None if rtc is None else rtc.to_engine(),
             state_is_normalized,
         )
-        return PredictResult(result["normalized"], result["actions"], result["timings"], steps)
+        kept = (None,) * len(frames)
+        return PredictResult(
+            result["normalized"], result["actions"], result["timings"], steps, kept
+        )
 
     def reset(self) -> None:
         """Nothing: no frame is kept."""

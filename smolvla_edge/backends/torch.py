@@ -8,7 +8,6 @@ the Triton kernels where Triton is installed, but not inside `kernels.plain_torc
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,7 +113,6 @@ class TorchBackend:
         self.model = load_model(model, tensors, device=device)
         self._cache: Cache | None = None
         self._cameras: dict[int, CameraCache] = {}
-        self._lock = threading.Lock()  # of the cameras' caches
 
     def info(self) -> dict[str, Any]:
         return {
@@ -262,8 +260,7 @@ class TorchBackend:
         return PredictResult(normalized, robot, clock.timings(), evaluations, reports)
 
     def reset(self) -> None:
-        with self._lock:
-            self._cameras.clear()
+        self._cameras.clear()
 
     def _encoded(
         self,
@@ -273,22 +270,18 @@ class TorchBackend:
         plan: Plan,
     ) -> tuple[list[torch.Tensor], tuple[CacheReport | None, ...]]:
         """Image tokens of each frame, and what the token cache did."""
-        if plan.cache is None:
-            return [self.model.encode_image(x, skip=plan.skip.vision) for x in pixels], ()
         images: list[torch.Tensor] = []
         reports: list[CacheReport | None] = []
-        with self._lock:
-            for image, place in zip(pixels, kept_under, strict=True):
-                if place is None:
-                    images.append(self.model.encode_image(image, skip=plan.skip.vision))
-                    reports.append(None)
-                    continue
+        for image, place in zip(pixels, kept_under, strict=True):
+            report = None
+            if plan.cache is None or place is None:
+                encoded = self.model.encode_image(image, skip=plan.skip.vision)
+            else:
                 camera = self._cameras.setdefault(place, CameraCache())
-                encoded, report = camera.encode(
-                    self.model, image, tokens.tolist(), plan, plan.cache
-                )
-                images.append(encoded)
-                reports.append(report)
+                prompt = tokens.tolist()
+                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache)
+            images.append(encoded)
+            reports.append(report)
         return images, tuple(reports)
 
     def _sample(

@@ -5,6 +5,7 @@ Which blocks that is decides token_blocks.py; here are the pixels, keys, values 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ class CameraCache:
     """Everything kept of one camera between calls."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._blocks = CameraBlocks()
         self._reference: Tensor  # pixels that each block was last computed from
         self._keys: KeptKeys
@@ -49,28 +51,27 @@ class CameraCache:
 
     def encode(
         self, model: SmolVLA, pixels: Tensor, prompt: Sequence[int], plan: Plan, cache: Cache
-    ) -> tuple[Tensor, CacheReport]:
+    ) -> tuple[Tensor, CacheReport | None]:
         """pixels [1, 3, H, W] -> image tokens [1, t, text_width] and how they came about.
 
-        A frame that is not square is computed whole and not kept: the pixel shuffle mixes its
-        patches over the picture. A failure leaves nothing behind.
+        A frame that is not square is not looked at: the pixel shuffle mixes its patches over the
+        picture. It is computed whole, and its report is None. A failure leaves nothing behind.
         """
-        try:
-            patch = model.config.patch_size
-            height, width = pixels.shape[2:]
-            if height // patch != width // patch:
+        patch = model.config.patch_size
+        height, width = pixels.shape[2:]
+        if height // patch != width // patch:
+            return model.encode_image(pixels, skip=plan.skip.vision), None
+        side = height // patch // model.config.scale_factor
+        setting = Setting((height, width), side, tuple(prompt), plan.skip.vision, cache)
+        with self._lock:
+            try:
+                choice = self._blocks.choose(setting, lambda: self._change(model, pixels))
+                drift = self._compute(model, pixels, plan, choice)
+            except BaseException:
                 self._blocks.forget()
-                tokens = model.encode_image(pixels, skip=plan.skip.vision)
-                return tokens, CacheReport(True, "first", 1.0, 0, None)
-            side = height // patch // model.config.scale_factor
-            setting = Setting((height, width), side, tuple(prompt), plan.skip.vision, cache)
-            choice = self._blocks.choose(setting, lambda: self._change(model, pixels))
-            drift = self._compute(model, pixels, plan, choice)
-        except BaseException:
-            self._blocks.forget()
-            raise
-        report = CacheReport(choice.keyframe, choice.why, choice.dirty, choice.oldest, drift)
-        return self._tokens, report
+                raise
+            report = CacheReport(choice.keyframe, choice.why, choice.dirty, choice.oldest, drift)
+            return self._tokens, report
 
     def _change(self, model: SmolVLA, pixels: Tensor) -> np.ndarray:
         patch, scale = model.config.patch_size, model.config.scale_factor

@@ -69,12 +69,9 @@ class FakeEngine:
         self.calls.append({**given, **more})
         timings = dict.fromkeys(("preprocess", "vision", "prefix", "flow", "total"), 0.0)
         numbered = self.result + np.float32(len(self.calls))
-        reports = () if plan.cache is None else tuple(self.report(frame) for frame in frames)
-        return PredictResult(numbered, numbered * 2, timings, plan.steps, reports)
-
-    def report(self, frame: Any) -> CacheReport | None:
-        """Of a camera seen in the second call that did not change."""
-        return None if frame is None else CacheReport(False, None, 0.0, len(self.calls), None)
+        report = CacheReport(False, None, 0.0, len(self.calls), None)
+        cached = tuple(None if plan.cache is None or f is None else report for f in frames)
+        return PredictResult(numbered, numbered * 2, timings, plan.steps, cached)
 
     def reset(self) -> None:
         self.resets += 1
