@@ -19,7 +19,8 @@ class ActionChunk:
     actions     float32 [horizon, action_dim], robot units
     normalized  float32 [horizon, action_dim], model space: what real-time chunking wants back
     timings     milliseconds: "preprocess", "vision", "prefix", "flow", "total"
-    provenance  backend, device, ISA, plan, bundle digest, precision, seed, cameras
+    provenance  backend, device, ISA, plan, bundle digest, precision, seed, cameras, evaluations
+                of the velocity, and by camera what the token cache did
     flags       sentences about an input that is legal but suspicious; empty when all is well
     """
 
@@ -46,7 +47,11 @@ class ActionQueue(Generic[_Action]):
 
     def serves(self, purpose: object = None) -> bool:
         """Whether there is an action left, computed for this purpose."""
-        return bool(self._actions) and self._purpose == purpose
+        return bool(self._actions) and self.was_for(purpose)
+
+    def was_for(self, purpose: object) -> bool:
+        """Whether the last chunk was computed for this purpose."""
+        return self._purpose == purpose
 
     def pop(self) -> _Action:
         return self._actions.popleft()

@@ -30,8 +30,12 @@ _NOT_FRAMES = ("_padding_mask", "_is_pad")
 
 @dataclass(frozen=True)
 class Sample:
-    """One observation of a batch, as a backend's `predict` takes it; the state is normalised."""
+    """One observation of a batch, as a backend's `predict` takes it; the state is normalised.
 
+    cameras: the model's name of each frame.
+    """
+
+    cameras: list[str]
     frames: list[np.ndarray | None]
     tokens: np.ndarray
     state: np.ndarray
@@ -106,12 +110,23 @@ def split_batch(
         ]
         samples.append(
             Sample(
+                [name for name, _ in chosen],
                 frames,
                 np.ascontiguousarray(tokens[row][mask[row]]),
                 check_state(state[row], contract.state_dim),
             )
         )
     return samples
+
+
+def split_rows(value: Any, name: str, size: int) -> list[np.ndarray]:
+    """[size, rows, width] (or [rows, width] for a batch of one) -> one array for each sample."""
+    array = as_numpy(value, name)
+    if array.ndim == 2 and size == 1:
+        return [array]
+    if array.ndim != 3 or array.shape[0] != size:
+        raise InputError(f"{name}: expected [{size}, rows, width], got {list(array.shape)}")
+    return list(array)
 
 
 def _array(

@@ -13,21 +13,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from smolvla_edge.backends import Backend, check_finite, choose, open_backend
+from smolvla_edge.backends import Backend, PredictResult, check_finite, choose, open_backend
 from smolvla_edge.chunk import ActionChunk, ActionQueue
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import STATE, Contract
-from smolvla_edge.errors import ContractError, InputError
-from smolvla_edge.lerobot_batch import Kind, as_numpy, split_batch
+from smolvla_edge.errors import ContractError, InputError, PlanError
+from smolvla_edge.lerobot_batch import Kind, split_batch, split_rows
 from smolvla_edge.noise import SeedSequence, check_seed, normal
 from smolvla_edge.packed_cache import PackedCacheOption, check_option, open_with_cache
 from smolvla_edge.plan import Plan
+from smolvla_edge.plan_fit import check_fit
 from smolvla_edge.preprocess import check_frame, check_noise, check_state
 from smolvla_edge.presets import resolve_plan
 from smolvla_edge.source import Source, open_source
@@ -127,6 +128,7 @@ class Policy:
         self._plan = plan
         info = engine.info()
         self._plan.require(info["plan_fields"], engine.name)
+        check_fit(plan, source.model, source.contract)
         self._rows = plan.rows(source.model.chunk_size)
         self._allow_missing_cameras = allow_missing_cameras
         self._tokenizer = (
@@ -139,7 +141,7 @@ class Policy:
         self._robot_queue: ActionQueue[np.ndarray] = ActionQueue()
         self._lerobot_queue: ActionQueue[Any] = ActionQueue()
         self._last_chunk: ActionChunk | None = None
-        # What stays the same from call to call; `predict` adds seed and cameras.
+        # What stays the same from call to call; `predict` adds the rest.
         self._provenance = {
             **{name: info[name] for name in _SHOWN if info.get(name) is not None},
             "plan": plan.to_json(),
@@ -167,7 +169,7 @@ class Policy:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What computes and from what; a chunk's own adds its seed and cameras."""
+        """What computes and from what; a chunk's own adds its seed, its cameras and the work."""
         return dict(self._provenance)
 
     @property
@@ -196,8 +198,10 @@ class Policy:
         self._engine.warm_up(self._plan, frame or default, progress)
 
     def reset(self, seed: int | None = None) -> None:
-        """Forget queued actions and start a new sequence of noise (a random one without seed)."""
+        """Forget queued actions and kept frames, and start a new sequence of noise (a random one
+        without seed)."""
         with self._lock:
+            self._engine.reset()
             self._seeds.reset(seed)
             self._robot_queue.clear()
             self._lerobot_queue.clear()
@@ -220,7 +224,8 @@ class Policy:
         images: {camera: RGB frame [height, width, 3], uint8 or float32 in [0, 1]}.
         state: float32 [state_dim], robot units.  noise: float32 [>= horizon, max_action_dim],
         instead of a seed.  prev_chunk_left_over: float32 [n, action_dim], the rows of the last
-        chunk's `.normalized` not yet executed: real-time chunking continues them smoothly.
+        chunk's `.normalized` not yet executed: real-time chunking continues them smoothly; under a
+        plan with warm_start the flow starts from them instead.
 
         Raises InputError, PromptTooLongError or TokenizerError for an observation that does not
         fit the contract, NonFiniteError when the model gives NaN or infinity.
@@ -233,7 +238,10 @@ class Policy:
         encoded = self._encode(task)
         rtc = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
         noise, used_seed = self._noise(noise, seed)
-        result = self._engine.predict(frames, encoded.ids, state, noise, self._plan, rtc)
+        names = [name for name, _ in chosen]
+        result = self._engine.predict(
+            frames, encoded.ids, state, noise, self._plan, rtc, cameras=self._places(names)
+        )
         check_finite(result.normalized, result.actions)
         python_ms = (time.perf_counter() - started) * 1e3 - result.timings["total"]
         timings = dict(result.timings)
@@ -244,7 +252,12 @@ class Policy:
             actions=result.actions,
             normalized=result.normalized,
             timings=timings,
-            provenance={**self._provenance, "seed": used_seed, "cameras": present},
+            provenance={
+                **self._provenance,
+                "seed": used_seed,
+                "cameras": present,
+                **self._work(result, names),
+            },
             flags=(
                 *encoded.flags,
                 *self.contract.state.far_outside(STATE, state),
@@ -258,11 +271,13 @@ class Policy:
         """One action, float32 [action_dim], robot units.
 
         A chunk is computed when the queue of its first `n_action_steps` actions is empty, or the
-        task has changed; observations in between are not looked at, as in LeRobot.
+        task has changed; observations in between are not looked at, as in LeRobot. Under a plan
+        with warm_start it starts from the rest of the last chunk of the same task.
         """
         with self._lock:
             if not self._robot_queue.serves(task):
-                self._last_chunk = self.predict(images, state, task)
+                rest = self._rest(task)
+                self._last_chunk = self.predict(images, state, task, prev_chunk_left_over=rest)
                 ready = self._last_chunk.actions[: self.contract.n_action_steps]
                 self._robot_queue.refill(list(ready), task)
             return self._robot_queue.pop()
@@ -296,7 +311,8 @@ class Policy:
 
         Batch keys and shapes are in lerobot_batch.py; numpy in, numpy out, torch in, torch out.
         noise: float32 [B, chunk, max_action_dim].  prev_chunk_left_over: float32 [B, n, d], or
-        [n, d] for a batch of one. Camera names are the model's. Raises InputError, NonFiniteError.
+        [n, d] for a batch of one. Camera names are the model's. Raises InputError, NonFiniteError,
+        and PlanError for a batch of several under a plan with a cache.
         """
         samples = split_batch(
             batch,
@@ -304,10 +320,15 @@ class Policy:
             resize=self.model.resize,
             allow_missing_cameras=self._allow_missing_cameras,
         )
-        given = None if noise is None else _rows(noise, "noise", len(samples))
+        if self._plan.cache is not None and len(samples) > 1:
+            raise PlanError(
+                f"cache keeps the frames of one robot, got a batch of {len(samples)}; load one "
+                "policy for each robot"
+            )
+        given = None if noise is None else split_rows(noise, "noise", len(samples))
         left_over: list[np.ndarray | None] = [None] * len(samples)
         if prev_chunk_left_over is not None:
-            left_over = [*_rows(prev_chunk_left_over, "prev_chunk_left_over", len(samples))]
+            left_over = [*split_rows(prev_chunk_left_over, "prev_chunk_left_over", len(samples))]
         chunks = []
         for row, sample in enumerate(samples):
             rtc = self.contract.guidance(left_over[row], inference_delay, execution_horizon)
@@ -320,10 +341,33 @@ class Policy:
                 self._plan,
                 rtc,
                 state_is_normalized=True,
+                cameras=self._places(sample.cameras),
             )
             check_finite(result.normalized, result.actions)
             chunks.append(result.normalized)
         return Kind.of(batch[STATE]).give_back(np.stack(chunks))
+
+    def _places(self, names: Sequence[str]) -> list[int]:
+        """Where each camera stands in the contract: what the token cache knows it by."""
+        return [self.contract.cameras.index(name) for name in names]
+
+    def _work(self, result: PredictResult, names: Sequence[str]) -> dict[str, Any]:
+        """What the plan came to in this call, for the provenance."""
+        work: dict[str, Any] = {"evaluations": result.evaluations}
+        if self._plan.cache is not None:
+            work["cache"] = {
+                name: report.to_json()
+                for name, report in zip(names, result.cache, strict=True)
+                if report is not None
+            }
+        return work
+
+    def _rest(self, task: str) -> np.ndarray | None:
+        """What `step` has not handed out of its last chunk, for a warm start of this task."""
+        chunk = self._last_chunk
+        if self._plan.warm_start is None or chunk is None or not self._robot_queue.was_for(task):
+            return None
+        return chunk.normalized[self.contract.n_action_steps :]
 
     def _allowances(self, present: list[str]) -> list[str]:
         """Flags for what runs only because the caller allowed it."""
@@ -354,13 +398,3 @@ class Policy:
         else:
             seed = check_seed(seed)
         return normal(seed, self._rows, width), seed
-
-
-def _rows(value: Any, name: str, size: int) -> list[np.ndarray]:
-    """[size, rows, width] (or [rows, width] for a batch of one) -> one array for each sample."""
-    array = as_numpy(value, name)
-    if array.ndim == 2 and size == 1:
-        return [array]
-    if array.ndim != 3 or array.shape[0] != size:
-        raise InputError(f"{name}: expected [{size}, rows, width], got {list(array.shape)}")
-    return list(array)

@@ -22,6 +22,7 @@ import numpy as np
 from smolvla_edge.errors import BackendError, NonFiniteError
 
 if TYPE_CHECKING:
+    from smolvla_edge.cache_report import CacheReport
     from smolvla_edge.config import ModelConfig
     from smolvla_edge.contract import Contract
     from smolvla_edge.plan import Plan
@@ -38,11 +39,15 @@ class PredictResult:
 
     normalized: float32 [h, action_dim], model space.  actions: float32 [h, action_dim], robot
     units.  timings: milliseconds under "preprocess", "vision", "prefix", "flow", "total".
+    evaluations: of the velocity.  cache: for each frame what the token cache did; None where it had
+    no part: a blank frame, a camera or a plan without it, a frame that is not square.
     """
 
     normalized: np.ndarray
     actions: np.ndarray
     timings: Mapping[str, float]
+    evaluations: int
+    cache: tuple[CacheReport | None, ...]
 
 
 @runtime_checkable
@@ -81,7 +86,11 @@ class Backend(Protocol):
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> np.ndarray:
-        """The flow loop against the prefix of the last `prefill` -> float32 [h, max_action_dim]."""
+        """The flow loop against the prefix of the last `prefill` -> float32 [h, max_action_dim].
+
+        Of the plan it reads what is the flow's: the rest was settled before. With plan.warm_start
+        the left-over is what the flow starts from, here and below.
+        """
 
     def sample_actions(
         self,
@@ -96,7 +105,11 @@ class Backend(Protocol):
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> np.ndarray:
-        """The model alone, normalised space -> float32 [h, max_action_dim]."""
+        """The model alone, normalised space -> float32 [h, max_action_dim].
+
+        Raises PlanError for a plan with a token cache, here and in `trace`: its frames would be of
+        no sequence.
+        """
 
     def trace(
         self,
@@ -122,13 +135,38 @@ class Backend(Protocol):
         plan: Plan | None = None,
         rtc: Guidance | None = None,
         state_is_normalized: bool = False,
+        cameras: Sequence[int] | None = None,
     ) -> PredictResult:
         """Raw checked observation -> actions in model space and in robot units.
 
         frames: HWC uint8 or float32 in [0,1], in the contract's order; None is a masked camera.
         tokens: int64 [n], valid ones only.  state: float32 [state_dim], robot units unless
-        `state_is_normalized`. Policy, who calls this, checks that the result is finite.
+        `state_is_normalized`.  cameras: for each frame its camera's place in contract.cameras,
+        which the token cache keeps it under; 0, 1, 2, ... without. Policy, who calls this, checks
+        that the result is finite.
         """
+
+    def reset(self) -> None:
+        """Forget the frames that the token cache keeps: another episode begins."""
+
+
+def cached_cameras(
+    plan: Plan,
+    contract: Contract,
+    frames: Sequence[np.ndarray | None],
+    cameras: Sequence[int] | None,
+) -> list[int | None]:
+    """For each frame of `predict` the camera it is kept under, None where nothing is kept."""
+    cache = plan.cache
+    if cache is None:
+        return [None] * len(frames)
+    places = range(len(frames)) if cameras is None else cameras
+    return [
+        place
+        if frame is not None and (cache.cameras is None or contract.cameras[place] in cache.cameras)
+        else None
+        for frame, place in zip(frames, places, strict=True)
+    ]
 
 
 def check_finite(*arrays: np.ndarray) -> None:

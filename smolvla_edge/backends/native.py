@@ -191,6 +191,7 @@ class NativeBackend:
         plan: Plan | None = None,
         rtc: Guidance | None = None,
         state_is_normalized: bool = False,
+        cameras: Sequence[int] | None = None,
     ) -> PredictResult:
         result = self._engine.predict(
             list(frames),
@@ -202,7 +203,13 @@ class NativeBackend:
             None,
             state_is_normalized,
         )
-        return PredictResult(result["normalized"], result["actions"], result["timings"])
+        kept = (None,) * len(frames)
+        return PredictResult(
+            result["normalized"], result["actions"], result["timings"], steps, kept
+        )
+
+    def reset(self) -> None:
+        """Nothing: no frame is kept."""
 
     def start_recording(self, capacity: int) -> None:
         """Write down every operation from here on, at most the last `capacity`; see profile/.

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from smolvla_edge import kernels
-from smolvla_edge.backends import PredictResult, check_finite
+from smolvla_edge.backends import PredictResult, cached_cameras, check_finite
+from smolvla_edge.cache_report import CacheReport
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import BackendError, InputError, MissingExtraError
+from smolvla_edge.errors import BackendError, InputError, MissingExtraError, PlanError
 from smolvla_edge.plan import Plan
+from smolvla_edge.plan_fit import check_fit
 from smolvla_edge.preprocess import normalize, unnormalize
 from smolvla_edge.rtc import Guidance
 from smolvla_edge.safetensors_file import TensorEntry
@@ -37,8 +39,19 @@ from smolvla_edge.model import letterbox, load_model
 from smolvla_edge.model.aloha import actions_to_aloha, state_from_aloha
 from smolvla_edge.model.layers import Record, ignore
 from smolvla_edge.model.prefix import Cache
+from smolvla_edge.model.token_cache import CameraCache
 
-IMPLEMENTED = ("steps", "horizon")
+IMPLEMENTED = (
+    "steps",
+    "solver",
+    "schedule",
+    "horizon",
+    "skip",
+    "cache",
+    "warm_start",
+    "adaptive",
+    "stop",
+)
 
 Prompt = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -99,6 +112,7 @@ class TorchBackend:
         self.device = device
         self.model = load_model(model, tensors, device=device)
         self._cache: Cache | None = None
+        self._cameras: dict[int, CameraCache] = {}
 
     def info(self) -> dict[str, Any]:
         return {
@@ -155,7 +169,9 @@ class TorchBackend:
         if self._cache is None:
             raise InputError("expected prefill() before denoise(), got no prefix; call it first")
         guidance = self.contract.guidance(prev_chunk_left_over, inference_delay, execution_horizon)
-        actions = _numpy(self._flow(self._cache, noise, plan, guidance)[0])
+        plan = self._checked(plan)
+        actions, _ = self.model.denoise(self._start(noise, plan), self._cache, plan, guidance)
+        actions = _numpy(actions[0])
         check_finite(actions)
         return actions
 
@@ -210,8 +226,11 @@ class TorchBackend:
         plan: Plan | None = None,
         rtc: Guidance | None = None,
         state_is_normalized: bool = False,
+        cameras: Sequence[int] | None = None,
     ) -> PredictResult:
         clock = _Clock(self.device)
+        plan = self._checked(plan)
+        start = self._start(noise, plan)
         if not state_is_normalized:
             state = normalize(state, self.contract.state)
         values = torch.from_numpy(np.array(state, dtype=np.float32))
@@ -222,13 +241,15 @@ class TorchBackend:
         camera_mask = np.array([frame is not None for frame in frames])
         prompt = self._prompt(camera_mask, tokens, np.ones(len(tokens), bool), padded)
         pixels = self._letterboxed(frames)
+        kept_under = cached_cameras(plan, self.contract, frames, cameras)
         clock.lap("preprocess")
         with torch.inference_mode():
-            images = [self.model.encode_image(image) for image in pixels]
+            images, reports = self._encoded(pixels, kept_under, tokens, plan)
             clock.lap("vision")
-            cache = self.model.prefill(images, *prompt)
+            cache = self.model.prefill(images, *prompt, skip=plan.skip.vlm)
             clock.lap("prefix")
-            actions = self._flow(cache, noise, plan, rtc)[0].cpu()
+            actions, evaluations = self.model.denoise(start, cache, plan, rtc)
+            actions = actions[0].cpu()
         actions = actions[:, : self.config.action_dim]
         # LeRobot hands on what it has after this conversion, also to real-time chunking.
         if self.config.adapt_to_pi_aloha:
@@ -236,7 +257,32 @@ class TorchBackend:
         normalized = actions.numpy()
         robot = unnormalize(normalized, self.contract.action)
         clock.lap("flow")
-        return PredictResult(normalized, robot, clock.timings())
+        return PredictResult(normalized, robot, clock.timings(), evaluations, reports)
+
+    def reset(self) -> None:
+        self._cameras.clear()
+
+    def _encoded(
+        self,
+        pixels: Sequence[torch.Tensor],
+        kept_under: Sequence[int | None],
+        tokens: np.ndarray,
+        plan: Plan,
+    ) -> tuple[list[torch.Tensor], tuple[CacheReport | None, ...]]:
+        """Image tokens of each frame, and what the token cache did."""
+        images: list[torch.Tensor] = []
+        reports: list[CacheReport | None] = []
+        for image, place in zip(pixels, kept_under, strict=True):
+            report = None
+            if plan.cache is None or place is None:
+                encoded = self.model.encode_image(image, skip=plan.skip.vision)
+            else:
+                camera = self._cameras.setdefault(place, CameraCache())
+                prompt = tokens.tolist()
+                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache)
+            images.append(encoded)
+            reports.append(report)
+        return images, tuple(reports)
 
     def _sample(
         self,
@@ -247,24 +293,28 @@ class TorchBackend:
         guidance: Guidance | None,
         record: Record = ignore,
     ) -> torch.Tensor:
-        steps, x = self._start(noise, plan)
-        return self.model.sample_actions(images, *prompt, x, steps, guidance, record)
+        plan = self._checked(plan)
+        if plan.cache is not None:
+            raise PlanError(
+                "a plan with a cache is for predict, whose frames follow each other; remove cache "
+                "from the plan for sample_actions and trace"
+            )
+        x = self._start(noise, plan)
+        return self.model.sample_actions(images, *prompt, x, plan, guidance, record)
 
-    def _flow(
-        self, cache: Cache, noise: np.ndarray, plan: Plan | None, guidance: Guidance | None
-    ) -> torch.Tensor:
-        steps, x = self._start(noise, plan)
-        return self.model.denoise(x, cache, steps, guidance)
-
-    def _start(self, noise: np.ndarray, plan: Plan | None) -> tuple[int, torch.Tensor]:
-        """The plan's number of steps and x at time 1, [1, h, max_action_dim]."""
+    def _checked(self, plan: Plan | None) -> Plan:
         plan = plan or Plan.exact(self.config.num_steps)
         plan.require(IMPLEMENTED, self.name)
+        check_fit(plan, self.config, self.contract)
+        return plan
+
+    def _start(self, noise: np.ndarray, plan: Plan) -> torch.Tensor:
+        """x at time 1, [1, h, max_action_dim]."""
         rows = plan.rows(self.config.chunk_size)
         expected = f"at least [{rows}, {self.config.max_action_dim}]"
         if noise.ndim != 2 or noise.shape[0] < rows or noise.shape[1] != self.config.max_action_dim:
             raise InputError(f"noise: expected {expected}, got {list(noise.shape)}")
-        return plan.steps, self._tensor(noise[:rows], torch.float32)[None]
+        return self._tensor(noise[:rows], torch.float32)[None]
 
     def _prompt(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,11 @@ class ExpertLayer(nn.Module):
 
 
 class Expert(nn.Module):
-    """Action tokens [B, h, expert_width] and the cache -> features [B, h, expert_width]."""
+    """Action tokens [B, h, expert_width] and the cache -> features [B, h, expert_width].
+
+    skip: layers left out.  added: by layer, what it last added to the tokens, float32; layers of
+    `reuse` are not computed and add that again, the others renew it.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -71,7 +77,15 @@ class Expert(nn.Module):
         )
         self.norm = RMSNorm(config.expert_width, config.rms_eps)
 
-    def forward(self, x: Tensor, cache: Cache, record: Record = ignore) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: Cache,
+        record: Record = ignore,
+        skip: Collection[int] = (),
+        reuse: Collection[int] = (),
+        added: dict[int, Tensor] | None = None,
+    ) -> Tensor:
         batch, rows = x.shape[:2]
         causal = torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril()
         mask = torch.cat(
@@ -81,7 +95,13 @@ class Expert(nn.Module):
         record("mid.step0.att_2d_masks", mask)
         record("mid.step0.position_ids", positions)
         for i, layer in enumerate(self.layers):
-            x = layer(x, *cache.layers[self.reads[i]], positions, mask)
+            if added is not None and i in reuse:
+                x = x + added[i]
+            elif i not in skip:
+                before = x
+                x = layer(x, *cache.layers[self.reads[i]], positions, mask)
+                if added is not None:
+                    added[i] = x.float() - before.float()
             record(f"mid.step0.expert_layer{i}", x)
         x = self.norm(x)
         record("mid.step0.expert_out_normed", x)

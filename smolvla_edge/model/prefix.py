@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,14 +75,16 @@ class TextLayer(nn.Module):
             self.mlp = SwiGLU(width, config.text_mlp)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor
+        self, x: Tensor, positions: Tensor, mask: Tensor, skipped: bool = False
     ) -> tuple[Tensor | None, tuple[Tensor, Tensor]]:
-        """x [B, n, width] -> (x or None, (key, value))."""
+        """x [B, n, width] -> (x or None, (key, value)); a skipped layer leaves x as it is."""
         normed = self.norm1(x)
         key = rope(self.attn.heads("k", normed), positions, self.base)
         value = self.attn.heads("v", normed)
         if self.keys_only:
             return None, (key, value)
+        if skipped:
+            return x, (key, value)
         query = rope(self.attn.heads("q", normed), positions, self.base)
         x = residual(self.attn.o(attend(query, key, value, mask)), x)
         return residual(self.mlp(self.norm2(x)), x), (key, value)
@@ -107,8 +109,8 @@ class TextModel(nn.Module):
             self.norm = RMSNorm(config.text_width, config.rms_eps)
         self.dead = dead
 
-    def forward(self, prefix: Prefix, record: Record = ignore) -> Cache:
-        """Run the prefix -> keys and values of every layer."""
+    def forward(self, prefix: Prefix, record: Record = ignore, skip: Collection[int] = ()) -> Cache:
+        """Run the prefix -> keys and values of every layer, those of `skip` too."""
         mask = attention_mask(prefix.valid, prefix.block)
         # Masked tokens take no position: they repeat the last one (-1 when they come first).
         positions = prefix.valid.cumsum(1) - 1
@@ -117,7 +119,7 @@ class TextModel(nn.Module):
         x = prefix.embeddings
         layers = []
         for i, layer in enumerate(self.layers):
-            x, key_value = layer(x, positions, mask)
+            x, key_value = layer(x, positions, mask, i in skip)
             layers.append(key_value)
             record(f"out.kv.{i}.key", key_value[0].transpose(1, 2))
             record(f"out.kv.{i}.value", key_value[1].transpose(1, 2))

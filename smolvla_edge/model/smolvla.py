@@ -11,7 +11,7 @@ bundle stores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,15 @@ from torch import Tensor, nn
 
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.model.expert import Expert
-from smolvla_edge.model.flow import integrate, time_embedding
+from smolvla_edge.model.flow import time_embedding
 from smolvla_edge.model.layers import Linear, Record, ignore
 from smolvla_edge.model.prefix import Cache, TextModel, embed_prefix
-from smolvla_edge.model.vision import VisionTower, pixel_shuffle
+from smolvla_edge.model.solver import solve
+from smolvla_edge.model.vision import KeptKeys, VisionTower, block_rows, pixel_shuffle
+from smolvla_edge.plan import Plan, Skip
 from smolvla_edge.rtc import Guidance
+
+_SKIP_NOTHING = Skip()
 
 
 class SmolVLA(nn.Module):
@@ -32,8 +36,9 @@ class SmolVLA(nn.Module):
     `dead` adds the parameters that never reach an action (see TextModel). `prefix_length` pads the
     prefix to a length as LeRobot does; it changes intermediates, never the actions.
 
-    It is written to be read and to be compared with: nothing is skipped or folded, masked tokens
-    are computed and masked out, cross-attention keys are projected anew in every step.
+    It is written to be read and to be compared with: nothing is folded, masked tokens are computed
+    and masked out, cross-attention keys are projected anew in every step; nothing is skipped but
+    what a plan says.
     """
 
     def __init__(self, config: ModelConfig, dead: bool = False, prefix_length: int = 0):
@@ -52,12 +57,32 @@ class SmolVLA(nn.Module):
         self.time_out = Linear(inner, inner)
         self.action_out = Linear(inner, config.max_action_dim)
 
-    def encode_image(self, pixels: Tensor, record: Record = ignore, index: int = 0) -> Tensor:
+    def encode_image(
+        self,
+        pixels: Tensor,
+        record: Record = ignore,
+        index: int = 0,
+        skip: Collection[int] = (),
+        kept: KeptKeys | None = None,
+    ) -> Tensor:
         """pixels [B, 3, H, W] in [-1,1] -> image tokens [B, t, text_width], not yet scaled."""
-        patches = self.vision(pixels, record, index)
+        patches = self.vision(pixels, record, index, skip, kept)
         tokens = self.connector(pixel_shuffle(patches, self.config.scale_factor))
         record(f"out.connector.{index}", tokens)
         return tokens
+
+    def encode_blocks(
+        self, pixels: Tensor, blocks: Tensor, kept: KeptKeys, skip: Collection[int] = ()
+    ) -> Tensor:
+        """Some of the image tokens, `blocks` [m] int64 -> [B, m, text_width].
+
+        The other patches are as they were when `kept` was filled by `encode_image`, and in calls of
+        this method since.
+        """
+        side = pixels.shape[3] // self.config.patch_size
+        rows = block_rows(blocks, side, self.config.scale_factor)
+        patches = self.vision(pixels, skip=skip, kept=kept, rows=rows)
+        return self.connector(patches.unflatten(1, (len(blocks), -1)).flatten(2))
 
     def prefill(
         self,
@@ -67,6 +92,7 @@ class SmolVLA(nn.Module):
         token_mask: Tensor,
         state: Tensor,
         record: Record = ignore,
+        skip: Collection[int] = (),
     ) -> Cache:
         """Keys and values of the prefix. Shapes as in `prefix.embed_prefix`."""
         prefix = embed_prefix(
@@ -83,19 +109,36 @@ class SmolVLA(nn.Module):
         record("out.prefix_embs", prefix.embeddings)
         record("out.prefix_pad_masks", prefix.valid)
         record("out.prefix_att_masks", prefix.block.expand(prefix.valid.shape))
-        return self.text(prefix, record)
+        return self.text(prefix, record, skip)
 
     def velocity(
-        self, x: Tensor, time: Tensor, cache: Cache, record: Record = ignore, step: int = 0
+        self,
+        x: Tensor,
+        time: Tensor,
+        cache: Cache,
+        record: Record = ignore,
+        step: int = 0,
+        skip: Skip = _SKIP_NOTHING,
+        added: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """dx/dtime at x [B, h, max_action_dim] float32 and time [B] -> float32, as x."""
+        """dx/dtime at x [B, h, max_action_dim] float32 and time [B] -> float32, as x.
+
+        added: of skip.reuse, see Expert; empty before the first step.
+        """
         config = self.config
         action = self.action_in(x)
         moment = time_embedding(time, config.expert_width, config.min_period, config.max_period)
         moment = moment.to(action.dtype)[:, None].expand_as(action)
         tokens = self.time_out(F.silu(self.time_in(torch.cat((action, moment), 2))))
         record(f"mid.suffix_embs.step{step}", tokens)
-        features = self.expert(tokens, cache, record if step == 0 else ignore)
+        features = self.expert(
+            tokens,
+            cache,
+            record if step == 0 else ignore,
+            skip.expert,
+            skip.reuse[step] if skip.reuse else (),
+            added,
+        )
         return self.action_out(features.float()).float()
 
     @torch.no_grad()
@@ -103,16 +146,20 @@ class SmolVLA(nn.Module):
         self,
         noise: Tensor,
         cache: Cache,
-        steps: int | None = None,
+        plan: Plan | None = None,
         guidance: Guidance | None = None,
         record: Record = ignore,
-    ) -> Tensor:
-        """noise [B, h, max_action_dim] float32, h <= chunk_size -> actions, all dimensions."""
-        return integrate(
-            lambda x, time, step: self.velocity(x, time, cache, record, step),
+    ) -> tuple[Tensor, int]:
+        """noise [B, h, max_action_dim] float32, h <= chunk_size -> actions, all dimensions, and how
+        often the velocity was evaluated. Without a plan as the checkpoint says."""
+        plan = plan or Plan.exact(self.config.num_steps)
+        added: dict[int, Tensor] | None = {} if plan.skip.reuse else None
+        return solve(
+            lambda x, time, step: self.velocity(x, time, cache, record, step, plan.skip, added),
             noise,
-            steps or self.config.num_steps,
+            plan,
             self.config.chunk_size,
+            self.config.action_dim,
             guidance,
             record,
         )
@@ -126,7 +173,7 @@ class SmolVLA(nn.Module):
         token_mask: Tensor,
         state: Tensor,
         noise: Tensor,
-        steps: int | None = None,
+        plan: Plan | None = None,
         guidance: Guidance | None = None,
         record: Record = ignore,
     ) -> Tensor:
@@ -134,14 +181,16 @@ class SmolVLA(nn.Module):
 
         pixels: per camera [B, 3, H, W] in [-1,1]; camera_mask [B, cameras] bool; tokens int64 and
         token_mask bool [B, L]; state [B, max_state_dim], normalised and zero-padded; noise
-        [B, h, max_action_dim]. The first h actions do not depend on how many follow.
+        [B, h, max_action_dim]. The first h actions do not depend on how many follow. Of a plan all
+        but the cache and the horizon, which are the caller's.
         """
+        skip = _SKIP_NOTHING if plan is None else plan.skip
         images = []
         for i, image in enumerate(pixels):
             record(f"mid.pixels.{i}", image)
-            images.append(self.encode_image(image, record, i))
-        cache = self.prefill(images, camera_mask, tokens, token_mask, state, record)
-        actions = self.denoise(noise, cache, steps, guidance, record)
+            images.append(self.encode_image(image, record, i, skip.vision))
+        cache = self.prefill(images, camera_mask, tokens, token_mask, state, record, skip.vlm)
+        actions, _ = self.denoise(noise, cache, plan, guidance, record)
         record("out.actions_padded", actions)
         record("out.actions", actions[..., : self.config.action_dim])
         return actions

@@ -1,6 +1,13 @@
-"""Frames to image tokens: letterbox, vision tower (SigLIP), pixel shuffle."""
+"""Frames to image tokens: letterbox, vision tower (SigLIP), pixel shuffle.
+
+A pass over a part of the patches (`rows`) reads the keys and values that a pass over all of them
+kept (`KeptKeys`): the token cache, see token_cache.py.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +68,44 @@ def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
     return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
+def block_rows(blocks: Tensor, side: int, scale: int) -> Tensor:
+    """The patches of some tokens, token by token as the pixel shuffle stacks them.
+
+    blocks [m] int64: tokens in raster order; side: patches along a side -> [m * scale^2] int64.
+    """
+    within = torch.arange(scale, device=blocks.device)
+    row = (blocks // (side // scale) * scale)[:, None, None] + within[:, None]
+    column = (blocks % (side // scale) * scale)[:, None, None] + within
+    return (row * side + column).flatten()
+
+
+KeyValue = tuple[Tensor, Tensor]  # each [B, heads, n, d]
+Read = Callable[[Tensor, Tensor], KeyValue]  # what a pass computed -> what its queries read
+
+
+class KeptKeys:
+    """Keys and values of every layer and patch, kept from one pass to the next.
+
+    A pass over some of the patches, `rows`, replaces theirs and reads all of them.
+    """
+
+    def __init__(self) -> None:
+        self._layers: dict[int, KeyValue] = {}
+
+    def update(self, layer: int, rows: Tensor | None, key: Tensor, value: Tensor) -> KeyValue:
+        """See `Read`; rows None: the pass is over all patches."""
+        if rows is not None:
+            kept_key, kept_value = self._layers[layer]
+            key, value = kept_key.index_copy(2, rows, key), kept_value.index_copy(2, rows, value)
+        self._layers[layer] = key, value
+        return key, value
+
+
+def as_computed(key: Tensor, value: Tensor) -> KeyValue:
+    """Nothing is kept: queries read the pass's own keys and values."""
+    return key, value
+
+
 class VisionAttention(nn.Module):
     """Full self-attention with biases."""
 
@@ -72,10 +117,11 @@ class VisionAttention(nn.Module):
         self.v = Linear(width, width)
         self.o = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: Read = as_computed) -> Tensor:
         q, k, v = (
             split_heads(m(x), self.head_dim).transpose(1, 2) for m in (self.q, self.k, self.v)
         )
+        k, v = read(k, v)
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -102,13 +148,17 @@ class VisionLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=config.vision_eps)
         self.mlp = VisionMLP(width, config.vision_mlp)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, read: Read = as_computed) -> Tensor:
+        x = x + self.attn(self.norm1(x), read)
         return x + self.mlp(self.norm2(x))
 
 
 class VisionTower(nn.Module):
-    """Pixels [B, 3, H, W] in [-1,1] -> patch features [B, (H/p)(W/p), vision_width]."""
+    """Pixels [B, 3, H, W] in [-1,1] -> patch features [B, (H/p)(W/p), vision_width].
+
+    skip: layers left out.  kept: receives keys and values; with `rows` it gives those of the other
+    patches, and only the features of these come back, in their order.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -119,13 +169,28 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.vision_layers))
         self.norm = nn.LayerNorm(width, eps=config.vision_eps)
 
-    def forward(self, pixels: Tensor, record: Record = ignore, index: int = 0) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Each patch by itself -> [B, (H/p)(W/p), vision_width]."""
         grid = self.patch(pixels.to(self.patch.weight.dtype))
         rows = patch_positions(grid.shape[2], grid.shape[3], self.side, grid.dtype)
-        x = grid.flatten(2).transpose(1, 2) + self.position(rows.to(grid.device))
+        return grid.flatten(2).transpose(1, 2) + self.position(rows.to(grid.device))
+
+    def forward(
+        self,
+        pixels: Tensor,
+        record: Record = ignore,
+        index: int = 0,
+        skip: Collection[int] = (),
+        kept: KeptKeys | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        x = self.embed(pixels)
+        if rows is not None:
+            x = x[:, rows]
         record(f"mid.vision_embed.{index}", x)
         for i, layer in enumerate(self.layers):
-            x = layer(x)
+            if i not in skip:
+                x = layer(x, as_computed if kept is None else partial(kept.update, i, rows))
             record(f"mid.vision_layer{i}.{index}", x)
         x = self.norm(x)
         record(f"out.vision.{index}", x)

@@ -12,7 +12,7 @@ from needs import needs
 
 from smolvla_edge.backends import Backend
 from smolvla_edge.errors import BackendError, InputError, NonFiniteError, PlanError
-from smolvla_edge.plan import Cache, Plan
+from smolvla_edge.plan import Cache, Plan, Skip
 
 with needs("torch"):
     import torch
@@ -82,19 +82,24 @@ def test_horizon_is_a_shorter_chunk(backend, inputs):
 
 
 @pytest.mark.parametrize(
-    ("field", "plan"),
+    ("message", "plan"),
     [
-        ("solver", Plan(solver="ab2")),
-        ("skip", Plan(skip={"vlm": (1,)})),
-        ("schedule", Plan(steps=2, schedule=(1.0, 0.25, 0.0))),
-        ("cache", Plan(cache=Cache(threshold=0.1, keyframe_every=5, max_age=3))),
-        ("warm_start", Plan(warm_start=0.5)),
         ("late_state", Plan(late_state=True)),
+        ("remove cache", Plan(cache=Cache(threshold=0.1, keyframe_every=5, max_age=3))),
+        (r"unknown 'top'; .* observation\.images", Plan(cache=Cache(0.1, 5, 3, ("top",)))),
+        (r"rtc_config.*remove warm_start", Plan(warm_start=0.5)),
+        (r"skip\.vision: layer 2 of 2", Plan(skip=Skip(vision=(0, 2)))),
+        (r"skip\.vlm: layer 4 of 4", Plan(skip=Skip(vlm=(4,)))),
+        (r"skip\.expert: layer 9 of 4", Plan(skip=Skip(expert=(9,)))),
+        (r"skip\.reuse\[1\]: layer 4 of 4", Plan(steps=2, skip=Skip(reuse=((), (3, 4))))),
+        ("at most the chunk's 8", Plan(horizon=9)),
     ],
 )
-def test_refuses_by_name(field, plan, backend, inputs):
-    with pytest.raises(PlanError, match=field):
+def test_refuses_by_name(message, plan, backend, inputs):
+    with pytest.raises(PlanError, match=message):
         backend.sample_actions(*inputs, plan=plan)
+    with pytest.raises(PlanError, match=message):
+        backend.trace(*inputs, plan=plan)
 
 
 def test_refuses_bad_arrays(backend, inputs):

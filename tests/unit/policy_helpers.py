@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from smolvla_edge.backends import PredictResult
+from smolvla_edge.cache_report import CacheReport
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy
 from smolvla_edge.source import open_source
@@ -48,22 +49,37 @@ class FakeEngine:
     def __init__(self, rows: int = 8, width: int = 6, value: float = 0.5) -> None:
         self.result = np.full((rows, width), value, np.float32)
         self.calls: list[dict[str, Any]] = []
+        self.resets = 0
 
     def info(self) -> dict[str, Any]:
-        return {"backend": self.name, "device": "cpu", "plan_fields": ["steps", "horizon"]}
+        fields = ["steps", "horizon", "skip", "cache", "warm_start"]
+        return {"backend": self.name, "device": "cpu", "plan_fields": fields}
 
     def predict(
-        self, frames: Any, tokens: Any, state: Any, noise: Any, *rest: Any, **more: Any
+        self,
+        frames: Any,
+        tokens: Any,
+        state: Any,
+        noise: Any,
+        plan: Plan,
+        rtc: Any = None,
+        **more: Any,
     ) -> PredictResult:
-        self.calls.append({"frames": frames, "tokens": tokens, "state": state, "noise": noise})
+        given = {"frames": frames, "tokens": tokens, "state": state, "noise": noise, "rtc": rtc}
+        self.calls.append({**given, **more})
         timings = dict.fromkeys(("preprocess", "vision", "prefix", "flow", "total"), 0.0)
         numbered = self.result + np.float32(len(self.calls))
-        return PredictResult(numbered, numbered * 2, timings)
+        report = CacheReport(False, None, 0.0, len(self.calls), None)
+        cached = tuple(None if plan.cache is None or f is None else report for f in frames)
+        return PredictResult(numbered, numbered * 2, timings, plan.steps, cached)
+
+    def reset(self) -> None:
+        self.resets += 1
 
 
-def with_engine(folder: Path, engine: Any, **options: Any) -> Policy:
+def with_engine(folder: Path, engine: Any, plan: Plan | None = None, **options: Any) -> Policy:
     source = open_source(folder)
-    return Policy(source, engine, Plan.exact(source.model.num_steps), **options)
+    return Policy(source, engine, plan or Plan.exact(source.model.num_steps), **options)
 
 
 def batch(size: int = 1) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Whether a plan fits a policy: its layers, cameras and left-overs exist there."""
+
+from __future__ import annotations
+
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
+from smolvla_edge.errors import PlanError
+from smolvla_edge.plan import PARTS, Plan
+
+
+def check_fit(plan: Plan, model: ModelConfig, contract: Contract) -> None:
+    """Raises PlanError for layers, rows or cameras that the policy does not have, and for a warm
+    start where what is left of the last chunk serves something else or is of another space."""
+    plan.rows(model.chunk_size)
+    counts = {
+        "vision": model.vision_layers,
+        "vlm": model.text_layers,
+        "expert": model.expert_layers,
+    }
+    named = [(f"skip.{part}", getattr(plan.skip, part), counts[part]) for part in PARTS]
+    named += [
+        (f"skip.reuse[{k}]", layers, counts["expert"]) for k, layers in enumerate(plan.skip.reuse)
+    ]
+    for where, layers, count in named:
+        if layers and layers[-1] >= count:
+            raise PlanError(f"{where}: layer {layers[-1]} of {count}; they are counted from 0")
+    if plan.cache is not None and plan.cache.cameras is not None:
+        unknown = [name for name in plan.cache.cameras if name not in contract.cameras]
+        if unknown:
+            raise PlanError(
+                f"cache.cameras: unknown {', '.join(map(repr, unknown))}; the model's cameras are "
+                f"{', '.join(contract.cameras)}"
+            )
+    if plan.warm_start is not None and contract.rtc.enabled:
+        raise PlanError(
+            "warm_start and real-time chunking (rtc_config.enabled is true) would both use what is "
+            "left of the last chunk; remove warm_start from the plan"
+        )
+    if plan.warm_start is not None and model.adapt_to_pi_aloha:
+        raise PlanError(
+            "warm_start needs chunks as the flow made them, and this policy (adapt_to_pi_aloha) "
+            "converts them to the robot's joints; remove warm_start from the plan"
+        )

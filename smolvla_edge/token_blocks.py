@@ -1,0 +1,137 @@
+"""The token cache's decision: which blocks of a camera's frame are computed anew in a call.
+
+A block is what becomes one token; blocks are numbered in raster order. There are no pixels and no
+tokens here: a backend says how much each block changed, computes what is chosen and keeps the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smolvla_edge.plan import Cache
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What kept tokens depend on beside the pixels of their frame.
+
+    size: height, width of the frame as vision sees it.  side: blocks along a side of it.  prompt:
+    token ids.  skipped: vision layers left out.
+    """
+
+    size: tuple[int, int]
+    side: int
+    prompt: tuple[int, ...]
+    skipped: tuple[int, ...]
+    cache: Cache
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one call computes of one camera.
+
+    why: of a keyframe, which computes all blocks and keeps nothing of before; None otherwise.
+    blocks: to be computed, ascending; all of them at a keyframe, none where all is reused.  clean:
+    those of them that did not change themselves: their tokens show how far the reused ones are
+    off.  dirty: the part of all blocks that is computed.  oldest: the largest age of a block in use
+    after this call.
+    """
+
+    why: str | None
+    blocks: NDArray[np.int64]
+    clean: NDArray[np.int64]
+    dirty: float
+    oldest: int
+
+    @property
+    def keyframe(self) -> bool:
+        return self.why is not None
+
+
+class CameraBlocks:
+    """The state of one camera between calls: how old each block is, and what it was made for."""
+
+    def __init__(self) -> None:
+        self._setting: Setting | None = None
+        self._age: NDArray[np.int64] = np.zeros(0, np.int64)  # calls since a block was computed
+        self._calls = 0  # since the last keyframe; an exact reuse counts in neither
+        self._whole = False  # all blocks are of one frame
+
+    def forget(self) -> None:
+        """Nothing kept is to be used again: the next call is a keyframe."""
+        self._setting = None
+
+    def choose(self, setting: Setting, change_of: Callable[[], NDArray[np.float32]]) -> Choice:
+        """The choice of one call; the caller computes it, or calls `forget`.
+
+        change_of: -> float32 [side * side], each block's change against the frame it was last
+        computed from; asked only when there is such a frame of this setting.
+        """
+        why = self._misfit(setting)
+        if why is not None:
+            return self._keyframe(setting, why)
+        change, cache = change_of(), setting.cache
+        if self._whole and not change.any():  # an identical frame: all is reused, exactly
+            return self._computed(np.zeros_like(change, bool), np.zeros_like(change, bool))
+        self._calls += 1
+        if cache.threshold == 0 and change.any():
+            return self._keyframe(setting, "changed")
+        if self._calls >= cache.keyframe_every:
+            return self._keyframe(setting, "every n")
+        self._age += 1
+        changed = change > np.float32(cache.threshold)
+        near = dilated(changed.reshape(setting.side, -1), cache.dilate).ravel()
+        wanted = near | (self._age >= cache.max_age)
+        _add(wanted, np.argsort(-self._age, kind="stable"), cache.check)
+        count = int(wanted.sum())
+        if count > 3 * wanted.size // 4:
+            return self._keyframe(setting, "scene")
+        bucket = max(1, wanted.size // 8)  # few different sizes: a GPU prepares for each
+        _add(wanted, np.lexsort((-self._age, -change)), -count % bucket)
+        return self._computed(wanted, wanted & ~changed)
+
+    def _misfit(self, setting: Setting) -> str | None:
+        """Why nothing kept fits, or None."""
+        made = self._setting
+        if made is None:
+            return "first"
+        if made.size != setting.size:
+            return "frame size"
+        if made.prompt != setting.prompt:
+            return "prompt"
+        if made != setting:
+            return "plan"
+        return None
+
+    def _keyframe(self, setting: Setting, why: str) -> Choice:
+        self._setting, self._whole, self._calls = setting, True, 0
+        self._age = np.zeros(setting.side**2, np.int64)
+        return Choice(why, np.arange(setting.side**2), np.arange(0), 1.0, 0)
+
+    def _computed(self, chosen: NDArray[np.bool_], clean: NDArray[np.bool_]) -> Choice:
+        self._age[chosen] = 0
+        self._whole = self._whole and not chosen.any()
+        return Choice(
+            None,
+            np.flatnonzero(chosen),
+            np.flatnonzero(clean),
+            float(chosen.mean()),
+            int(self._age.max()),
+        )
+
+
+def dilated(blocks: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """blocks [side, side] and all within `by` blocks of one of them, diagonals included."""
+    result = blocks.copy()
+    for row, column in np.argwhere(blocks):
+        result[max(0, row - by) : row + by + 1, max(0, column - by) : column + by + 1] = True
+    return result
+
+
+def _add(wanted: NDArray[np.bool_], order: NDArray[np.int64], count: int) -> None:
+    """Want `count` more blocks (as many as there are), the first in `order` that are not yet."""
+    wanted[order[~wanted[order]][:count]] = True
