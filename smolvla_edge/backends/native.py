@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from smolvla_edge.backends import PredictResult, check_finite
-from smolvla_edge.errors import BackendError
+from smolvla_edge.backends import PredictResult, cached_cameras, check_finite
+from smolvla_edge.cache_report import CacheReport
+from smolvla_edge.errors import BackendError, PlanError
 from smolvla_edge.plan import Plan
+from smolvla_edge.plan_fit import check_fit
 
 if TYPE_CHECKING:
     from smolvla_edge.config import ModelConfig
@@ -139,7 +141,10 @@ class NativeBackend:
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> np.ndarray:
-        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        left_over = self._contract.guidance(
+            prev_chunk_left_over, inference_delay, execution_horizon
+        )
+        flow = self._flow(plan, left_over)
         actions: np.ndarray = self._engine.denoise(noise, *flow)
         check_finite(actions)
         return actions
@@ -157,7 +162,7 @@ class NativeBackend:
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> np.ndarray:
-        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        flow = self._alone(plan, prev_chunk_left_over, inference_delay, execution_horizon)
         actions: np.ndarray = self._engine.sample_actions(
             pixels, camera_mask, tokens, token_mask, state, noise, *flow
         )
@@ -177,7 +182,7 @@ class NativeBackend:
         prev_chunk_left_over: np.ndarray | None = None,
         execution_horizon: int | None = None,
     ) -> dict[str, np.ndarray]:
-        flow = self._flow(plan, prev_chunk_left_over, inference_delay, execution_horizon)
+        flow = self._alone(plan, prev_chunk_left_over, inference_delay, execution_horizon)
         return dict(
             self._engine.trace(pixels, camera_mask, tokens, token_mask, state, noise, *flow)
         )
@@ -193,23 +198,30 @@ class NativeBackend:
         state_is_normalized: bool = False,
         cameras: Sequence[int] | None = None,
     ) -> PredictResult:
+        plan_numbers, guidance, rest = self._flow(plan, rtc)
+        kept = [] if plan is None else cached_cameras(plan, self._contract, frames, cameras)
         result = self._engine.predict(
             list(frames),
             tokens,
             state,
             noise,
-            self._plan(plan),
-            None if rtc is None else rtc.to_engine(),
-            None,
+            plan_numbers,
+            guidance,
+            rest,
             state_is_normalized,
+            [-1 if place is None else place for place in kept],
         )
-        kept = (None,) * len(frames)
         return PredictResult(
-            result["normalized"], result["actions"], result["timings"], steps, kept
+            result["normalized"],
+            result["actions"],
+            result["timings"],
+            result["evaluations"],
+            tuple(None if did is None else CacheReport(**did) for did in result["cache"]),
         )
 
     def reset(self) -> None:
-        """Nothing: no frame is kept."""
+        """Forget the frames that the token cache keeps."""
+        self._engine.reset()
 
     def start_recording(self, capacity: int) -> None:
         """Write down every operation from here on, at most the last `capacity`; see profile/.
@@ -225,16 +237,27 @@ class NativeBackend:
         """The plan as the engine takes it. Raises PlanError."""
         plan = plan or Plan.exact(self._model.num_steps)
         plan.require(IMPLEMENTED, self.name)
+        check_fit(plan, self._model, self._contract)
         return engine_plan(plan, plan.rows(self._model.chunk_size))
 
-    def _flow(
-        self, plan: Plan | None, prev: np.ndarray | None, delay: int, execution_horizon: int | None
+    def _alone(
+        self, plan: Plan | None, prev: np.ndarray | None, delay: int, horizon: int | None
     ) -> tuple[dict[str, Any], dict[str, Any] | None, np.ndarray | None]:
-        """(plan, rtc, rest of the last chunk) as the engine takes them."""
-        guidance = self._contract.guidance(prev, delay, execution_horizon)
+        """`_flow` for a call whose frames follow no others."""
+        if plan is not None and plan.cache is not None:
+            raise PlanError(
+                "a plan with a cache is for predict, whose frames follow each other; remove cache "
+                "from the plan for sample_actions and trace"
+            )
+        return self._flow(plan, self._contract.guidance(prev, delay, horizon))
+
+    def _flow(
+        self, plan: Plan | None, left_over: Guidance | None
+    ) -> tuple[dict[str, Any], dict[str, Any] | None, np.ndarray | None]:
+        """(plan, guidance, what the flow starts from) as the engine takes them."""
         if plan is not None and plan.warm_start is not None:
-            return self._plan(plan), None, None if guidance is None else guidance.prev
-        return self._plan(plan), None if guidance is None else guidance.to_engine(), None
+            return self._plan(plan), None, None if left_over is None else left_over.prev
+        return self._plan(plan), None if left_over is None else left_over.to_engine(), None
 
 
 def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
