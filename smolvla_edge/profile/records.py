@@ -18,13 +18,16 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": ("linear",),
     "attention": ("attention",),
     "norm": ("layer_norm", "rms_norm"),
-    "rope, K and V": ("rope", "store_kv"),
-    "other": ("letterbox", "patchify", "pixel_shuffle", "gather_rows", "copy", "flow_update"),
+    "rope, K and V": ("rope", "store_kv", "scatter_kv"),
+    "other": (
+        *("letterbox", "patchify", "pixel_shuffle", "gather_rows", "copy", "flow_update"),
+        *("block_change", "copy_blocks", "pick_rows", "put_rows", "add", "compare"),
+    ),
 }
 _GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 # What makes the input of the next linear layer, and what stands between two of one layer.
 _AHEAD = frozenset({"layer_norm", "rms_norm", "patchify", "pixel_shuffle"})
-_AROUND = frozenset({"rope", "store_kv", "attention"})
+_AROUND = frozenset({"rope", "store_kv", "scatter_kv", "attention"})
 _TOWERS = {"vision": "vision.", "prefix": "text.", "flow": "expert."}
 _STEP_END = "flow_update"  # the last operation of a denoising step
 
