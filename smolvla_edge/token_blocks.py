@@ -83,7 +83,7 @@ class CameraBlocks:
         if self._calls >= cache.keyframe_every:
             return self._keyframe(setting, "every n")
         self._age += 1
-        changed = change > np.float32(cache.threshold)
+        changed = ~(change <= np.float32(cache.threshold))  # NaN too
         near = dilated(changed.reshape(setting.side, -1), cache.dilate).ravel()
         wanted = near | (self._age >= cache.max_age)
         _add(wanted, np.argsort(-self._age, kind="stable"), cache.check)

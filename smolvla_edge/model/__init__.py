@@ -1,6 +1,7 @@
 """SmolVLA in PyTorch: the oracle that everything else is compared with. Needs the extra `torch`.
 
 Read in this order: smolvla.py (the whole), vision.py, prefix.py, expert.py, flow.py, layers.py.
+Plans add solver.py and token_cache.py.
 """
 
 from __future__ import annotations

@@ -5,18 +5,19 @@ from __future__ import annotations
 import golden_support as support
 import numpy as np
 import pytest
+from needs import needs
 
 from smolvla_edge.plan import Plan, Skip
 
-torch = pytest.importorskip("torch")
+with needs("torch"):
+    import torch
+    import torch.nn.functional as F
+    import torch_runner
 
-import torch.nn.functional as F  # noqa: E402
-import torch_runner  # noqa: E402
-
-from smolvla_edge.backends.torch import TorchBackend  # noqa: E402
-from smolvla_edge.model.flow import time_embedding  # noqa: E402
-from smolvla_edge.model.layers import rope  # noqa: E402
-from smolvla_edge.model.vision import pixel_shuffle  # noqa: E402
+    from smolvla_edge.backends.torch import TorchBackend
+    from smolvla_edge.model.flow import time_embedding
+    from smolvla_edge.model.layers import rope
+    from smolvla_edge.model.vision import pixel_shuffle
 
 STEPS = 4
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
+from smolvla_edge.plan import Plan, Skip
+from smolvla_edge.rtc import Guidance
 
-from smolvla_edge.model.flow import guide, integrate  # noqa: E402
-from smolvla_edge.model.solver import solve  # noqa: E402
-from smolvla_edge.plan import Plan, Skip  # noqa: E402
-from smolvla_edge.rtc import Guidance  # noqa: E402
+with needs("torch"):
+    import torch
+
+    from smolvla_edge.model.flow import guide, integrate
+    from smolvla_edge.model.solver import solve
 
 CHUNK, ROWS, WIDTH, DIMS = 10, 6, 4, 3  # of DIMS actions in WIDTH padded dimensions
 NOISE = torch.randn(1, ROWS, WIDTH, generator=torch.Generator().manual_seed(1))

@@ -127,6 +127,10 @@ class TestChosen:
         assert choice.clean.tolist() == [0, 1, 2, 3, 40, 41, 50]
         assert (choice.why, choice.dirty, choice.oldest) == (None, 0.125, 1)
 
+    def test_what_is_no_number_has_changed(self) -> None:
+        now = setting(side=2)
+        assert choose(started(now), now, change(2, b3=np.nan)).blocks.tolist() == [3]
+
     def test_a_full_bucket_is_not_filled(self) -> None:
         now = setting(side=4)  # 16 blocks, buckets of 2
         moved = change(4, b1=0.6, b9=0.6)

@@ -7,18 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import needs
 
-torch = pytest.importorskip("torch")
+from smolvla_edge.cache_report import CacheReport
+from smolvla_edge.errors import InputError
+from smolvla_edge.plan import Cache, Plan, Skip
+from smolvla_edge.source import open_source
+from smolvla_edge.synthetic import TINY_VLM, make_checkpoint
 
-from smolvla_edge.cache_report import CacheReport  # noqa: E402
-from smolvla_edge.errors import InputError  # noqa: E402
-from smolvla_edge.model import load_model  # noqa: E402
-from smolvla_edge.model.layers import split_heads  # noqa: E402
-from smolvla_edge.model.token_cache import CameraCache, block_change, token_drift  # noqa: E402
-from smolvla_edge.model.vision import KeptKeys, block_rows, pixel_shuffle  # noqa: E402
-from smolvla_edge.plan import Cache, Plan, Skip  # noqa: E402
-from smolvla_edge.source import open_source  # noqa: E402
-from smolvla_edge.synthetic import TINY_VLM, make_checkpoint  # noqa: E402
+with needs("torch"):
+    import torch
+
+    from smolvla_edge.model import load_model
+    from smolvla_edge.model.layers import split_heads
+    from smolvla_edge.model.token_cache import CameraCache, block_change, token_drift
+    from smolvla_edge.model.vision import KeptKeys, block_rows, pixel_shuffle
 
 SIDE, PATCH = 64, 8  # of the frame and its patches: 8 x 8 of them, in 4 x 4 blocks, by twos
 BLOCK = 16

@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import needs
+from policy_helpers import CAM1, CAM2, IMAGES, STATE, TASK
 
-torch = pytest.importorskip("torch")
+from smolvla_edge.errors import InputError, PlanError
+from smolvla_edge.noise import normal
+from smolvla_edge.plan import Cache, Plan, Skip
+from smolvla_edge.plan_fit import check_fit
+from smolvla_edge.policy import Policy
+from smolvla_edge.rtc import Guidance
+from smolvla_edge.source import Source, open_source
+from smolvla_edge.synthetic import TINY_VLM, make_checkpoint
 
-from policy_helpers import CAM1, CAM2, IMAGES, STATE, TASK  # noqa: E402
-
-from smolvla_edge.backends.torch import TorchBackend  # noqa: E402
-from smolvla_edge.errors import InputError, PlanError  # noqa: E402
-from smolvla_edge.noise import normal  # noqa: E402
-from smolvla_edge.plan import Cache, Plan, Skip  # noqa: E402
-from smolvla_edge.plan_fit import check_fit  # noqa: E402
-from smolvla_edge.policy import Policy  # noqa: E402
-from smolvla_edge.rtc import Guidance  # noqa: E402
-from smolvla_edge.source import Source, open_source  # noqa: E402
-from smolvla_edge.synthetic import TINY_VLM, make_checkpoint  # noqa: E402
+with needs("torch"):
+    from smolvla_edge.backends.torch import TorchBackend
 
 TOKENS = np.array([5, 9, 31])
 NOISE = normal(1, 8, 8)
