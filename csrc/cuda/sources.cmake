@@ -12,5 +12,6 @@ set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/memory.cu
   csrc/cuda/pack_codes.cu
   csrc/cuda/positions.cu
+  csrc/cuda/reuse.cu
   csrc/cuda/rows.cu
   csrc/cuda/weights.cu)
