@@ -28,8 +28,7 @@ py::object attention(const py::object& q, const py::object& keys, const py::obje
         call.input(keys, "keys", {floats(Element::bf16), {-1, -1, -1}, false, 16});
     const DeviceArray& vs = call.input(values, "values", {{ks.element}, ks.shape, false, 16});
     check_heads(qs, "q", ks.shape[0], ks.shape[2]);
-    const auto* counts = static_cast<const int*>(
-        call.input(lengths, "lengths", {{Element::i32}, {qs.shape[0]}, false}).data);
+    const int* counts = call.numbers(lengths, "lengths", qs.shape[0]);
     const DeviceArray& y = call.output(out, "out", {floats(qs.element), qs.shape});
     const cuda::DeviceKv kv = cache_of(ks, vs);
     // The products of bfloat16; everything else is computed in float32.
@@ -104,6 +103,18 @@ void store_kv(const py::object& keys, const py::object& values, const py::object
     });
 }
 
+void scatter_kv(const py::object& keys, const py::object& values, const py::object& key_cache,
+                const py::object& value_cache, const py::object& positions,
+                const py::object& caller) {
+    Call call(caller);
+    const Stored s(call, keys, values, key_cache, value_cache, false);
+    const int* where = call.numbers(positions, "positions", s.ks.shape[0]);
+    call.run("scatter_kv", [&](cudaStream_t stream, int) {
+        return cuda::scatter_kv(Call::rows(s.ks), Call::rows(s.vs), cache_of(s.kc, s.vc), where,
+                                stream);
+    });
+}
+
 void rope(const py::object& x, const py::object& cosine, const py::object& sine,
           const py::object& first, const py::object& caller) {
     Call call(caller);
@@ -149,6 +160,8 @@ void bind_cuda_attention(py::module_& m) {
           arg("caller"));
     m.def("store_kv", &store_kv, arg("keys"), arg("values"), arg("key_cache"), arg("value_cache"),
           arg("first"), arg("caller"));
+    m.def("scatter_kv", &scatter_kv, arg("keys"), arg("values"), arg("key_cache"),
+          arg("value_cache"), arg("positions"), arg("caller"));
     m.def("rope_store", &rope_store, arg("q"), arg("keys"), arg("values"), arg("cosine"),
           arg("sine"), arg("key_cache"), arg("value_cache"), arg("first"), arg("caller"));
     m.def("rope", &rope, arg("x"), arg("cosine"), arg("sine"), arg("first"), arg("caller"));

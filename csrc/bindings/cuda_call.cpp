@@ -218,6 +218,10 @@ const int* Call::number(const py::object& x, const char* name) {
     return static_cast<const int*>(input(x, name, wanted).data);
 }
 
+const int* Call::numbers(const py::object& x, const char* name, int64_t size) {
+    return static_cast<const int*>(input(x, name, {{Element::i32}, {size}, false}).data);
+}
+
 const float* Call::vector(const py::object& x, const char* name, int64_t size) {
     if (x.is_none()) return nullptr;
     return static_cast<const float*>(input(x, name, {{Element::f32}, {size}, false}).data);

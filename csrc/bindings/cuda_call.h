@@ -46,6 +46,8 @@ public:
     static Mat rows(const DeviceArray& a);
     // An optional int32 in GPU memory, of rank 0 or [1]; null for None.
     const int* number(const py::object& x, const char* name);
+    // An int32 vector.
+    const int* numbers(const py::object& x, const char* name, int64_t size);
     // An optional float32 vector; null for None.
     const float* vector(const py::object& x, const char* name, int64_t size);
 

@@ -6,6 +6,20 @@ namespace {
 
 constexpr int kMaxSide = 8192;
 
+Wanted wanted_pixels() { return {{Element::f32}, {3, -1, -1}, false}; }
+
+// pixels [3, height, width] in whole squares of `side`.
+struct Squares {
+    Squares(const DeviceArray& pixels, int64_t side, const char* what)
+        : height(int(pixels.shape[1])), width(int(pixels.shape[2])) {
+        if (side < 1 || height % side != 0 || width % side != 0)
+            fail(ErrorKind::input, "%s: expected a divisor of %d and %d, got %lld", what, height,
+                 width, static_cast<long long>(side));
+        down = int(height / side), across = int(width / side);
+    }
+    int height, width, down, across;
+};
+
 py::object letterbox(const py::object& frame, int height, int width, py::object out,
                      const py::object& caller) {
     Call call(caller);
@@ -24,22 +38,58 @@ py::object letterbox(const py::object& frame, int height, int width, py::object 
     return out;
 }
 
-py::object patchify(const py::object& pixels, int patch, const std::string& dtype, py::object out,
-                    const py::object& caller) {
+// ids None: every patch.
+py::object patchify(const py::object& pixels, int patch, const py::object& ids,
+                    const std::string& dtype, py::object out, const py::object& caller) {
     Call call(caller);
-    const DeviceArray& ps = call.input(pixels, "pixels", {{Element::f32}, {3, -1, -1}, false});
-    const int height = int(ps.shape[1]), width = int(ps.shape[2]);
-    if (patch < 1 || height % patch != 0 || width % patch != 0)
-        fail(ErrorKind::input, "patch: expected a divisor of %d and %d, got %d", height, width,
-             patch);
-    const int64_t rows = int64_t(height / patch) * (width / patch);
+    const DeviceArray& ps = call.input(pixels, "pixels", wanted_pixels());
+    const Squares patches(ps, patch, "patch");
+    int64_t rows = int64_t{patches.down} * patches.across;
+    const int* numbers = nullptr;
+    if (!ids.is_none()) {
+        const DeviceArray& chosen = call.input(ids, "ids", {{Element::i32}, {-1}, false});
+        rows = chosen.shape[0];
+        numbers = static_cast<const int*>(chosen.data);
+    }
     const DeviceArray& ys =
         call.output(out, "out", {floats(float_element(dtype)), {rows, int64_t{3} * patch * patch}});
     call.run("patchify", [&](cudaStream_t stream, int) {
-        return cuda::patchify(static_cast<const float*>(ps.data), height, width, patch,
-                              Call::rows(ys), stream);
+        return cuda::patchify(static_cast<const float*>(ps.data), patches.height, patches.width,
+                              patch, numbers, Call::rows(ys), stream);
     });
     return out;
+}
+
+py::object block_change(const py::object& pixels, const py::object& reference, int patch, int scale,
+                        py::object out, const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& ps = call.input(pixels, "pixels", wanted_pixels());
+    const DeviceArray& rs = call.input(reference, "reference", {{Element::f32}, ps.shape, false});
+    if (patch < 1 || scale < 1)
+        fail(ErrorKind::input, "patch, scale: expected 1 or more, got %d and %d", patch, scale);
+    const Squares blocks(ps, int64_t{patch} * scale, "patch * scale");
+    const DeviceArray& ys =
+        call.output(out, "out", {{Element::f32}, {blocks.down, blocks.across}, false});
+    call.run("block_change", [&](cudaStream_t stream, int) {
+        return cuda::block_change(static_cast<const float*>(ps.data),
+                                  static_cast<const float*>(rs.data), blocks.height, blocks.width,
+                                  patch, scale, static_cast<float*>(ys.data), stream);
+    });
+    return out;
+}
+
+void copy_blocks(const py::object& pixels, const py::object& ids, int side, const py::object& out,
+                 const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& ps = call.input(pixels, "pixels", wanted_pixels());
+    const DeviceArray& chosen = call.input(ids, "ids", {{Element::i32}, {-1}, false});
+    const DeviceArray& ys = call.updated(out, "out", {{Element::f32}, ps.shape, false});
+    const Squares blocks(ps, side, "side");
+    call.run("copy_blocks", [&](cudaStream_t stream, int) {
+        return cuda::copy_blocks(static_cast<const float*>(ps.data), blocks.height, blocks.width,
+                                 side, static_cast<const int*>(chosen.data), int(chosen.shape[0]),
+                                 static_cast<float*>(ys.data), stream);
+    });
 }
 
 py::object pixel_shuffle(const py::object& x, int scale, py::object out, const py::object& caller) {
@@ -66,7 +116,11 @@ void bind_cuda_images(py::module_& m) {
     using py::arg;
     m.def("letterbox", &letterbox, arg("frame"), arg("height"), arg("width"), arg("out"),
           arg("caller"));
-    m.def("patchify", &patchify, arg("pixels"), arg("patch"), arg("dtype"), arg("out"),
+    m.def("patchify", &patchify, arg("pixels"), arg("patch"), arg("ids"), arg("dtype"), arg("out"),
+          arg("caller"));
+    m.def("block_change", &block_change, arg("pixels"), arg("reference"), arg("patch"),
+          arg("scale"), arg("out"), arg("caller"));
+    m.def("copy_blocks", &copy_blocks, arg("pixels"), arg("ids"), arg("side"), arg("out"),
           arg("caller"));
     m.def("pixel_shuffle", &pixel_shuffle, arg("x"), arg("scale"), arg("out"), arg("caller"));
 }

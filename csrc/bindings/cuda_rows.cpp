@@ -1,4 +1,7 @@
-// Norms, rounding to integers, copies and the flow's step, on arrays of other libraries.
+// Norms, rounding to integers, copies, picking, sums, comparisons and the flow's step, on arrays of
+// other libraries.
+#include <pybind11/stl.h>
+
 #include <cmath>
 
 #include "bindings/cuda_ops.h"
@@ -51,13 +54,68 @@ py::object copy_rows(const py::object& x, float scale, const std::string& dtype,
     return out;
 }
 
+py::object pick_rows(const py::object& x, const py::object& ids, py::object out,
+                     const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& xs = call.input(x, "x", {{Element::f32}, {-1, -1}});
+    const DeviceArray& chosen = call.input(ids, "ids", {{Element::i32}, {-1}, false});
+    const DeviceArray& ys =
+        call.output(out, "out", {{Element::f32}, {chosen.shape[0], xs.shape[1]}});
+    call.run("pick_rows", [&](cudaStream_t stream, int) {
+        return cuda::pick_rows(Call::rows(xs), static_cast<const int*>(chosen.data), Call::rows(ys),
+                               stream);
+    });
+    return out;
+}
+
+void put_rows(const py::object& x, const py::object& ids, const py::object& out,
+              const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& xs = call.input(x, "x", {{Element::f32}, {-1, -1}});
+    const int* where = call.numbers(ids, "ids", xs.shape[0]);
+    const DeviceArray& ys = call.updated(out, "out", {{Element::f32}, {-1, xs.shape[1]}});
+    call.run("put_rows", [&](cudaStream_t stream, int) {
+        return cuda::put_rows(Call::rows(xs), where, Call::rows(ys), stream);
+    });
+}
+
+py::object add_rows(const py::object& x, const py::object& z, float scale, py::object out,
+                    const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& xs = call.input(x, "x", {{Element::f32}, {-1, -1}});
+    const DeviceArray& zs = call.input(z, "z", {{Element::f32}, xs.shape});
+    call.may_be_output(xs), call.may_be_output(zs);
+    const DeviceArray& ys = call.output(out, "out", {{Element::f32}, xs.shape});
+    call.run("add_rows", [&](cudaStream_t stream, int) {
+        return cuda::add_rows(Call::rows(xs), Call::rows(zs), scale, Call::rows(ys), stream);
+    });
+    return out;
+}
+
+// columns None: all.
+py::object compare_rows(const py::object& a, const py::object& b, std::optional<int> columns,
+                        py::object out, const py::object& caller) {
+    Call call(caller);
+    const DeviceArray& as = call.input(a, "a", {{Element::f32}, {-1, -1}});
+    const DeviceArray& bs = call.input(b, "b", {{Element::f32}, as.shape});
+    const int all = int(as.shape[1]), compared = columns.value_or(all);
+    if (compared < 1 || compared > all)
+        fail(ErrorKind::input, "columns: expected None or 1 to %d, got %d", all, compared);
+    const DeviceArray& ys = call.output(out, "out", {{Element::f32}, {as.shape[0], 5}});
+    call.run("compare_rows", [&](cudaStream_t stream, int) {
+        return cuda::compare_rows(Call::rows(as), Call::rows(bs), compared, Call::rows(ys), stream);
+    });
+    return out;
+}
+
 void flow_step(const py::object& x, const py::object& velocity, const py::object& schedule,
                const py::object& step, const py::object& previous, const py::object& weight,
-               const py::object& caller) {
+               const py::object& last, const py::object& caller) {
     Call call(caller);
     const DeviceArray& xs = call.updated(x, "x", {{Element::f32}, {-1, -1}});
     const DeviceArray& vs = call.input(velocity, "velocity", {{Element::f32}, xs.shape});
-    const DeviceArray& table = call.input(schedule, "schedule", {{Element::f32}, {-1, 3}});
+    const int64_t numbers = last.is_none() ? 3 : 5;
+    const DeviceArray& table = call.input(schedule, "schedule", {{Element::f32}, {-1, numbers}});
     const int* row = call.number(step, "step");
     if (!row) fail(ErrorKind::input, "step: expected an int32 in GPU memory, got None");
     Pull pull;
@@ -67,9 +125,12 @@ void flow_step(const py::object& x, const py::object& velocity, const py::object
         pull.previous = Call::rows(call.input(previous, "previous", {{Element::f32}, xs.shape}));
         pull.weight = call.vector(weight, "weight", xs.shape[0]);
     }
+    Mat before;
+    if (!last.is_none())
+        before = Call::rows(call.updated(last, "last", {{Element::f32}, xs.shape}));
     call.run("flow_step", [&](cudaStream_t stream, int) {
         return cuda::flow_update(Call::rows(xs), Call::rows(vs), Call::rows(table), row, pull,
-                                 stream);
+                                 before, stream);
     });
 }
 
@@ -93,8 +154,13 @@ void bind_cuda_rows(py::module_& m) {
         "quantized_scale_word", [](int columns) { return scale_at(code_words(columns)); },
         arg("columns"));
     m.def("copy_rows", &copy_rows, arg("x"), arg("scale"), arg("dtype"), arg("out"), arg("caller"));
+    m.def("pick_rows", &pick_rows, arg("x"), arg("ids"), arg("out"), arg("caller"));
+    m.def("put_rows", &put_rows, arg("x"), arg("ids"), arg("out"), arg("caller"));
+    m.def("add_rows", &add_rows, arg("x"), arg("z"), arg("scale"), arg("out"), arg("caller"));
+    m.def("compare_rows", &compare_rows, arg("a"), arg("b"), arg("columns"), arg("out"),
+          arg("caller"));
     m.def("flow_step", &flow_step, arg("x"), arg("velocity"), arg("schedule"), arg("step"),
-          arg("previous"), arg("weight"), arg("caller"));
+          arg("previous"), arg("weight"), arg("last"), arg("caller"));
     m.def("advance", &advance, arg("number"), arg("caller"));
 }
 

@@ -94,6 +94,7 @@ float block_change(const float* pixels, const float* reference, const FrameBlock
                 size_t(y * frame.side + dy) * frame.width + size_t(x * frame.side + dx);
             const float change = patch_change(pixels, reference, frame, first, patch);
             most = change <= most ? most : change;
+            if (most != most) return most;  // a NaN stays
         }
     return most;
 }

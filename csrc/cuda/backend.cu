@@ -78,13 +78,10 @@ public:
     KvStore* make_kv(int kv_heads, int head_dim, int capacity) override {
         auto store = std::make_unique<DeviceKvStore>();
         const size_t elements = size_t(kv_heads) * capacity * head_dim;
-        const size_t bytes = elements * (exact() ? 4 : 2);
-        store->kv = {buffers_.allocate(bytes, "keys"),
-                     buffers_.allocate(bytes, "values"),
-                     kv_heads,
-                     head_dim,
-                     capacity,
-                     !exact()};
+        const size_t bytes = (elements * (exact() ? 4 : 2) + 255) / 256 * 256;
+        // One block: where there is no room for the second half, the first is not lost.
+        char* both = static_cast<char*>(buffers_.allocate(2 * bytes, "keys and values"));
+        store->kv = {both, both + bytes, kv_heads, head_dim, capacity, !exact()};
         if (!tensor_cores(store->kv)) {
             const cudaError_t status = prepare_attention(capacity, head_dim);
             if (status == cudaErrorInvalidValue) {
@@ -234,6 +231,11 @@ public:
         check(cuda::store_kv(keys, values, static_cast<DeviceKvStore*>(kv)->kv, first, stream_),
               "store_kv");
     }
+    void scatter_kv(Mat keys, Mat values, KvStore* kv, const int* positions) override {
+        check(
+            cuda::scatter_kv(keys, values, static_cast<DeviceKvStore*>(kv)->kv, positions, stream_),
+            "scatter_kv");
+    }
     void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine, const int* first,
                     KvStore* kv) override {
         check(cuda::rope_store(q, heads, keys, values, cosine, sine, first,
@@ -265,8 +267,20 @@ public:
         }
         check(cuda::letterbox(there, pixels, height, width, stream_), "letterbox");
     }
-    void patchify(const float* pixels, int height, int width, int patch, Mat rows) override {
-        check(cuda::patchify(pixels, height, width, patch, rows, stream_), "patchify");
+    void patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                  Mat rows) override {
+        check(cuda::patchify(pixels, height, width, patch, ids, rows, stream_), "patchify");
+    }
+    void block_change(const float* pixels, const float* reference, int height, int width, int patch,
+                      int scale, Mat change) override {
+        check(cuda::block_change(pixels, reference, height, width, patch, scale, change.data,
+                                 stream_),
+              "block_change");
+    }
+    void copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                     int count, float* to) override {
+        check(cuda::copy_blocks(pixels, height, width, side, ids, count, to, stream_),
+              "copy_blocks");
     }
     void pixel_shuffle(Mat x, int side, int scale, Mat out) override {
         check(cuda::pixel_shuffle(x, side, scale, out, stream_), "pixel_shuffle");
@@ -280,8 +294,22 @@ public:
     void copy(Mat x, float scale, Mat y) override {
         check(copy_rows(x, scale, y, y.cols, stream_), "copy");
     }
-    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull) override {
-        check(cuda::flow_update(x, v, schedule, step, pull, stream_), "flow_update");
+    void pick_rows(Mat x, const int* ids, Mat out) override {
+        x.data = const_cast<float*>(here(x.data));  // a constant, where positions are picked
+        check(cuda::pick_rows(x, ids, out, stream_), "pick_rows");
+    }
+    void put_rows(Mat x, const int* ids, Mat out) override {
+        check(cuda::put_rows(x, ids, out, stream_), "put_rows");
+    }
+    void add(Mat x, Mat z, float scale, Mat y) override {
+        check(add_rows(x, z, scale, y, stream_), "add");
+    }
+    void compare(Mat a, Mat b, int columns, Mat sums) override {
+        check(compare_rows(a, b, columns, sums, stream_), "compare");
+    }
+    void flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+                     Mat last) override {
+        check(cuda::flow_update(x, v, schedule, step, pull, last, stream_), "flow_update");
     }
 
     LinearInfo describe(const Linear* weight) const override {

@@ -27,8 +27,11 @@ public:
     int count() const { return count_; }
 
 private:
-    using Name = std::tuple<std::string, int, int, int>;
-    static Name name_of(const StageKey& key) { return {key.name, key.a, key.b, key.c}; }
+    using Name = std::tuple<std::string, int, int, int, int, uint64_t, uint64_t, uint64_t>;
+    static Name name_of(const StageKey& key) {
+        const auto& layers = key.layers;
+        return {key.name, key.a, key.b, key.c, key.d, layers[0], layers[1], layers[2]};
+    }
 
     const cudaStream_t stream_;
     std::map<Name, cudaGraphExec_t> graphs_;

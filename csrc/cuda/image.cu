@@ -50,10 +50,10 @@ __global__ void __launch_bounds__(128) letterbox_kernel(Box b) {
     }
 }
 
-__global__ void __launch_bounds__(128)
-    patchify_kernel(const float* pixels, int height, int width, int patch, Mat rows) {
-    const int row = blockIdx.x, across = width / patch;
-    const int y0 = row / across * patch, x0 = row % across * patch;
+__global__ void __launch_bounds__(128) patchify_kernel(const float* pixels, int height, int width,
+                                                       int patch, const int* ids, Mat rows) {
+    const int row = blockIdx.x, id = ids ? ids[row] : row, across = width / patch;
+    const int y0 = id / across * patch, x0 = id % across * patch;
     for (int i = threadIdx.x; i < rows.cols; i += blockDim.x) {
         const int c = i / (patch * patch), y = i / patch % patch, x = i % patch;
         put(rows, row, i, pixels[(size_t(c) * height + y0 + y) * width + x0 + x]);
@@ -82,13 +82,13 @@ cudaError_t letterbox(const Frame& frame, float* pixels, int height, int width,
     return launch(letterbox_kernel, how, b);
 }
 
-cudaError_t patchify(const float* pixels, int height, int width, int patch, Mat rows,
-                     cudaStream_t stream) {
+cudaError_t patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                     Mat rows, cudaStream_t stream) {
     Launch how;
     how.grid = dim3(rows.rows);
     how.block = dim3(128);
     how.stream = stream;
-    return launch(patchify_kernel, how, pixels, height, width, patch, rows);
+    return launch(patchify_kernel, how, pixels, height, width, patch, ids, rows);
 }
 
 }  // namespace smolvla::cuda

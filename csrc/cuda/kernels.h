@@ -63,6 +63,8 @@ struct DeviceKv {
 // keys, values: f32 or bf16_rows [rows, kv_heads * head_dim].
 cudaError_t store_kv(Mat keys, Mat values, const DeviceKv& kv, const int* first,
                      cudaStream_t stream);
+cudaError_t scatter_kv(Mat keys, Mat values, const DeviceKv& kv, const int* positions,
+                       cudaStream_t stream);
 // Of lengths beyond the capacity both take the capacity.
 // Any head_dim up to 256, products in float32. q f32 or bf16_rows, out f32 or bf16_rows.
 cudaError_t attention_f32(Mat q, const DeviceKv& kv, int heads, const int* lengths, Mat out,
@@ -85,13 +87,25 @@ cudaError_t rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat s
 // `padded` columns.
 cudaError_t copy_rows(Mat x, float scale, Mat y, int padded, cudaStream_t stream);
 cudaError_t pixel_shuffle(Mat x, int side, int scale, Mat out, cudaStream_t stream);
-cudaError_t patchify(const float* pixels, int height, int width, int patch, Mat rows,
-                     cudaStream_t stream);
+// ids null: every patch, in order.
+cudaError_t patchify(const float* pixels, int height, int width, int patch, const int* ids,
+                     Mat rows, cudaStream_t stream);
 // frame: in device memory, height x width x 3.
 cudaError_t letterbox(const Frame& frame, float* pixels, int height, int width,
                       cudaStream_t stream);
-cudaError_t flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+// last without data: of a row of the schedule three numbers are read, else five.
+cudaError_t flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull, Mat last,
                         cudaStream_t stream);
 cudaError_t advance(int* number, cudaStream_t stream);
+
+// As in ops/ops.h, all float32. x and out have the same columns.
+cudaError_t pick_rows(Mat x, const int* ids, Mat out, cudaStream_t stream);
+cudaError_t put_rows(Mat x, const int* ids, Mat out, cudaStream_t stream);
+cudaError_t add_rows(Mat x, Mat z, float scale, Mat y, cudaStream_t stream);
+cudaError_t compare_rows(Mat a, Mat b, int columns, Mat sums, cudaStream_t stream);
+cudaError_t block_change(const float* pixels, const float* reference, int height, int width,
+                         int patch, int scale, float* change, cudaStream_t stream);
+cudaError_t copy_blocks(const float* pixels, int height, int width, int side, const int* ids,
+                        int count, float* to, cudaStream_t stream);
 
 }  // namespace smolvla::cuda

@@ -45,10 +45,12 @@ __global__ void __launch_bounds__(kThreads)
     rotate(x, row, heads, cosine, sine, (first ? *first : 0) + row, [](int, float) {});
 }
 
+// positions null: first and those behind it.
 template <class Kv>
 __global__ void __launch_bounds__(kThreads)
-    store_kv_kernel(Mat keys, Mat values, DeviceKv kv, const int* first) {
-    const int row = blockIdx.x, position = (first ? *first : 0) + row;
+    store_kv_kernel(Mat keys, Mat values, DeviceKv kv, const int* first, const int* positions) {
+    const int row = blockIdx.x;
+    const int position = positions ? positions[row] : (first ? *first : 0) + row;
     if (unsigned(position) >= unsigned(kv.capacity)) return;
     for (int i = threadIdx.x; i < kv.kv_heads * kv.head_dim; i += kThreads) {
         const size_t at = place(kv, position, i);
@@ -74,6 +76,13 @@ __global__ void __launch_bounds__(kThreads)
         narrow(get(values, row, i), static_cast<Kv*>(kv.values)[place(kv, position, i)]);
 }
 
+cudaError_t store(Mat keys, Mat values, const DeviceKv& kv, const int* first, const int* positions,
+                  cudaStream_t stream) {
+    const Launch how = a_block_a_row(keys.rows, stream);
+    return kv.bf16 ? launch(store_kv_kernel<__nv_bfloat16>, how, keys, values, kv, first, positions)
+                   : launch(store_kv_kernel<float>, how, keys, values, kv, first, positions);
+}
+
 }  // namespace
 
 cudaError_t rope(Mat x, int heads, Mat cosine, Mat sine, const int* first, cudaStream_t stream) {
@@ -82,9 +91,12 @@ cudaError_t rope(Mat x, int heads, Mat cosine, Mat sine, const int* first, cudaS
 
 cudaError_t store_kv(Mat keys, Mat values, const DeviceKv& kv, const int* first,
                      cudaStream_t stream) {
-    const Launch how = a_block_a_row(keys.rows, stream);
-    return kv.bf16 ? launch(store_kv_kernel<__nv_bfloat16>, how, keys, values, kv, first)
-                   : launch(store_kv_kernel<float>, how, keys, values, kv, first);
+    return store(keys, values, kv, first, nullptr, stream);
+}
+
+cudaError_t scatter_kv(Mat keys, Mat values, const DeviceKv& kv, const int* positions,
+                       cudaStream_t stream) {
+    return store(keys, values, kv, nullptr, positions, stream);
 }
 
 cudaError_t rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine,

@@ -109,10 +109,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    flow_update_kernel(Mat x, Mat v, Mat schedule, const int* step, Pull pull) {
+    flow_update_kernel(Mat x, Mat v, Mat schedule, const int* step, Pull pull, Mat last) {
     const int row = blockIdx.x;
     const float* now = schedule.data + *step * schedule.ld;
     const float dt = now[0], t = now[1], gain = now[2];
+    const float of_this = last.data ? now[3] : 1.0f, of_last = last.data ? now[4] : 0.0f;
     for (int c = threadIdx.x; c < x.cols; c += kThreads) {
         float* at = x.data + row * x.ld + c;
         float velocity = v.data[row * v.ld + c];
@@ -120,6 +121,12 @@ __global__ void __launch_bounds__(kThreads)
             const float clean = *at - t * velocity;
             const float error = pull.previous.data[row * pull.previous.ld + c] - clean;
             velocity -= gain * (error * pull.weight[row]);
+        }
+        if (last.data) {
+            float* kept = last.data + row * last.ld + c;
+            const float joined = of_this * velocity + of_last * *kept;
+            *kept = velocity;
+            velocity = joined;
         }
         *at += dt * velocity;
     }
@@ -147,9 +154,10 @@ cudaError_t pixel_shuffle(Mat x, int side, int scale, Mat out, cudaStream_t stre
     return launch(pixel_shuffle_kernel, a_block_a_row(out.rows, stream), x, side, scale, out);
 }
 
-cudaError_t flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull,
+cudaError_t flow_update(Mat x, Mat v, Mat schedule, const int* step, const Pull& pull, Mat last,
                         cudaStream_t stream) {
-    return launch(flow_update_kernel, a_block_a_row(x.rows, stream), x, v, schedule, step, pull);
+    return launch(flow_update_kernel, a_block_a_row(x.rows, stream), x, v, schedule, step, pull,
+                  last);
 }
 
 cudaError_t advance(int* number, cudaStream_t stream) {

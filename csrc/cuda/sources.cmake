@@ -15,6 +15,7 @@ set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/memory.cu
   csrc/cuda/pack_codes.cu
   csrc/cuda/positions.cu
+  csrc/cuda/reuse.cu
   csrc/cuda/rows.cu
   csrc/cuda/timeline.cu
   csrc/cuda/weights.cu)

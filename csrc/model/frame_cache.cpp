@@ -29,13 +29,13 @@ bool FrameCache::serves(int height, int width) const {
 }
 
 void FrameCache::prepare(int camera) {
-    std::unique_ptr<Camera>& made = cameras_[size_t(camera)];
-    if (made) return;
-    auto c = std::make_unique<Camera>(config_.max_image_tokens());
-    c->kept = vision_.make_kept();
+    std::unique_ptr<Camera>& c = cameras_[size_t(camera)];
+    if (!c) c = std::make_unique<Camera>(config_.max_image_tokens());
+    if (c->reference) return;
+    // When memory has run out, the next attempt goes on from here: a backend takes nothing back.
+    vision_.make_kept(c->kept);
     const size_t edge = size_t(config_.image_size) + size_t(config_.patch_size);
     c->reference = ops_.make_buffer(3 * edge * edge);
-    made = std::move(c);
 }
 
 void FrameCache::forget() {
@@ -55,6 +55,8 @@ int FrameCache::side(const Camera& c) const {
 bool FrameCache::is_known(int camera, const Frame& frame, int height, int width, const Call& call) {
     Camera& c = of(camera);
     const Plan& plan = call.plan;
+    if (c.in_work) c.choice.forget();
+    c.in_work = true;
     // Patches are whole: what a frame has beyond them is never seen.
     c.height = height;
     c.width = width;
@@ -65,6 +67,7 @@ bool FrameCache::is_known(int camera, const Frame& frame, int height, int width,
                       std::memcmp(c.frame.data(), frame.data, bytes) == 0;
     if (same && c.choice.serves_again()) {
         c.choice.done(c.choice.decide(host_change_.data(), side(c), true));
+        c.in_work = false;
         return true;
     }
     if (!same) {
@@ -99,12 +102,19 @@ void FrameCache::update(int camera, const float* pixels, const Call& call) {
         ops_.copy_blocks(pixels, c.height, c.width, edge, block_ids_, count, c.reference);
     }
     c.choice.done(work);
+    c.in_work = false;
 }
 
 void FrameCache::record(int camera, const float* pixels, int height, int width, LayerSet skip) {
     Camera& c = of(camera);
+    c.choice.forget();
     const int blocks = vision_.grid(height, width).tokens(config_.scale_factor);
     const int grain = std::max(1, blocks / 8), most = 3 * blocks / 4;
+    const int patch = config_.patch_size, scale = config_.scale_factor;
+    // What is in no stage: starting it loads it.
+    ops_.block_change(pixels, c.reference, height, width, patch, scale, change_.columns(0, blocks));
+    ops_.write(all_blocks_.data(), size_t(blocks), block_ids_);
+    ops_.copy_blocks(pixels, height, width, patch * scale, block_ids_, blocks, c.reference);
     vision_.record_kept(pixels, height, width, skip, c.kept, 0, camera);
     for (int count = grain; count < most + grain; count += grain)
         vision_.record_kept(pixels, height, width, skip, c.kept, std::min(count, blocks), camera);

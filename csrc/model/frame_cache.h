@@ -22,6 +22,7 @@ public:
     bool serves(int height, int width) const;
     // Makes a camera's memory, which a first call would make.
     void prepare(int camera);
+    // Makes and starts what calls of such frames will need; forgets what was kept.
     void record(int camera, const float* pixels, int height, int width, LayerSet skip);
     void forget();
 
@@ -40,6 +41,7 @@ private:
         Vision::Kept kept;
         float* reference = nullptr;  // pixels of each block as it was computed
         int height = 0, width = 0;
+        bool in_work = false;     // a call began with it and has not come to its end
         std::vector<char> frame;  // the last one's bytes
         Frame shape;
     };

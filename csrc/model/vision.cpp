@@ -153,13 +153,12 @@ void Vision::encode(const float* pixels, int height, int width, LayerSet skip, M
     run(p);
 }
 
-Vision::Kept Vision::make_kept() {
+void Vision::make_kept(Kept& kept) {
     const int heads = config_.vision_heads;
-    Kept kept;
-    for (size_t i = 0; i < layers_.size(); ++i)
+    while (kept.kv.size() < layers_.size())
         kept.kv.push_back(ops_.make_kv(heads, config_.vision_width / heads, config_.max_patches()));
-    kept.tokens = ops_.make_mat(config_.max_image_tokens(), config_.text_width);
-    return kept;
+    if (!kept.tokens.data)
+        kept.tokens = ops_.make_mat(config_.max_image_tokens(), config_.text_width);
 }
 
 void Vision::encode_kept(const float* pixels, int height, int width, LayerSet skip, Kept& kept,

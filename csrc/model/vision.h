@@ -34,7 +34,8 @@ public:
         std::vector<KvStore*> kv;
         Mat tokens;
     };
-    Kept make_kept();
+    // Makes what of it is not there yet.
+    void make_kept(Kept& kept);
     // As `encode`, for kept.tokens; the keys and values stay too.
     void encode_kept(const float* pixels, int height, int width, LayerSet skip, Kept& kept,
                      int index);

@@ -232,8 +232,8 @@ public:
     virtual void patchify(const float* pixels, int height, int width, int patch, const int* ids,
                           Mat rows) = 0;
     // How far pixels are from a reference, both [3, height, width] in [-1, 1], for every block of
-    // scale x scale patches: the mean of |difference| / 2 over the patch where it is largest.
-    // change: [1, blocks].
+    // scale x scale patches: the mean of |difference| / 2 over the patch where it is largest; NaN
+    // where a pixel is. change: [1, blocks].
     virtual void block_change(const float* pixels, const float* reference, int height, int width,
                               int patch, int scale, Mat change) = 0;
     // Copies the blocks `ids` of side x side pixels.

@@ -21,20 +21,30 @@ What holds for all of them:
 
 Raises InputError (a ValueError) that names the argument, what was expected and what came;
 BackendError where this build has no CUDA kernels or the GPU cannot run them. Numbers inside arrays
-are not looked at: positions, lengths and steps that point outside of a table are the caller's.
+are not looked at: positions, lengths, steps and ids that point outside of a table are the caller's.
 """
 
 from __future__ import annotations
 
 from smolvla_edge.ops.arrays import available
-from smolvla_edge.ops.attention import attention, rope, rope_store, store_kv
+from smolvla_edge.ops.attention import attention, rope, rope_store, scatter_kv, store_kv
 from smolvla_edge.ops.flow import advance, flow_step
-from smolvla_edge.ops.images import letterbox, patchify, pixel_shuffle
+from smolvla_edge.ops.images import (
+    block_change,
+    copy_blocks,
+    letterbox,
+    patchify,
+    pixel_shuffle,
+)
 from smolvla_edge.ops.linear import linear, linear_w4a16, linear_w8a8, pack_gated
 from smolvla_edge.ops.rows import (
     QuantizedRows,
+    add_rows,
+    compare_rows,
     copy_rows,
     layer_norm,
+    pick_rows,
+    put_rows,
     quantize_rows,
     quantized_row_bytes,
     rms_norm,
@@ -44,9 +54,13 @@ from smolvla_edge.ops.weights import PackedWeight, pack_w4, pack_w8
 __all__ = [
     "PackedWeight",
     "QuantizedRows",
+    "add_rows",
     "advance",
     "attention",
     "available",
+    "block_change",
+    "compare_rows",
+    "copy_blocks",
     "copy_rows",
     "flow_step",
     "layer_norm",
@@ -58,11 +72,14 @@ __all__ = [
     "pack_w4",
     "pack_w8",
     "patchify",
+    "pick_rows",
     "pixel_shuffle",
+    "put_rows",
     "quantize_rows",
     "quantized_row_bytes",
     "rms_norm",
     "rope",
     "rope_store",
+    "scatter_kv",
     "store_kv",
 ]

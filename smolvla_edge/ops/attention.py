@@ -59,6 +59,26 @@ def store_kv(
     )  # fmt: skip
 
 
+def scatter_kv(
+    keys: Array,
+    values: Array,
+    key_cache: Array,
+    value_cache: Array,
+    positions: Array,
+    stream: Stream = None,
+) -> None:
+    """cache[h, positions[r]] = rows[r, h] for keys and values: `store_kv` of scattered rows.
+
+    positions: int32 [rows] in GPU memory, each once; rows whose position is no row of the cache are
+    dropped, and rows of the cache that none names keep what they hold. The rest is as in
+    `store_kv`. Raises as the module says.
+    """
+    call(
+        "scatter_kv", keys, stream, keys=keys, values=values, key_cache=key_cache,
+        value_cache=value_cache, positions=positions,
+    )  # fmt: skip
+
+
 def rope_store(
     q: Array,
     keys: Array,

@@ -1,4 +1,4 @@
-"""From a camera's frame to the rows of the vision tower, and its last step."""
+"""From a camera's frame to the rows of the vision tower, and its last step; what changed in it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def patchify(
     out: Array | None = None,
     stream: Stream = None,
     *,
+    ids: Array | None = None,
     dtype: str = "bfloat16",
 ) -> Array:
     """Patches of pixels [3, height, width] as rows [patches, 3 · patch²] in (channel, y, x) order.
 
     pixels float32 without gaps; height and width multiples of `patch`. Patches go from left to
-    right, then down. out float32 or bfloat16; a new one is of `dtype`. Raises as the module says.
+    right, then down; with `ids`, an int32 [rows] in GPU memory, row r is patch ids[r]. out float32
+    or bfloat16; a new one is of `dtype`. Raises as the module says.
     """
-    return call("patchify", pixels, stream, pixels=pixels, patch=patch, dtype=dtype, out=out)
+    return call(
+        "patchify", pixels, stream, pixels=pixels, patch=patch, ids=ids, dtype=dtype, out=out
+    )  # fmt: skip
 
 
 def pixel_shuffle(x: Array, scale: int, out: Array | None = None, stream: Stream = None) -> Array:
@@ -41,3 +45,36 @@ def pixel_shuffle(x: Array, scale: int, out: Array | None = None, stream: Stream
     Raises as the module says.
     """
     return call("pixel_shuffle", x, stream, x=x, scale=scale, out=out)
+
+
+def block_change(
+    pixels: Array,
+    reference: Array,
+    patch: int,
+    scale: int,
+    out: Array | None = None,
+    stream: Stream = None,
+) -> Array:
+    """How far pixels are from a reference, in every block of scale x scale patches: [down, across].
+
+    The mean of |pixels - reference| / 2 over a patch, in the patch of the block where it is
+    largest. Both float32 [3, height, width] without gaps, in [-1, 1]; height and width multiples
+    of patch · scale. out float32 without gaps. 0 is where all pixels are equal, NaN where one is
+    no number. Sums have one order: the same bits wherever the block lies. Raises as the module
+    says.
+    """
+    return call(
+        "block_change", pixels, stream, pixels=pixels, reference=reference, patch=patch,
+        scale=scale, out=out,
+    )  # fmt: skip
+
+
+def copy_blocks(pixels: Array, ids: Array, side: int, out: Array, stream: Stream = None) -> Array:
+    """Copies the blocks `ids` of side x side pixels into `out`, in place. Returns it.
+
+    pixels and out float32 [3, height, width] without gaps, height and width multiples of `side`;
+    blocks are counted from left to right, then down. ids: int32 [blocks] in GPU memory. Raises as
+    the module says.
+    """
+    call("copy_blocks", pixels, stream, pixels=pixels, ids=ids, side=side, out=out)
+    return out

@@ -1,4 +1,4 @@
-"""Operations on rows: norms, rounding to integers, copies."""
+"""Operations on rows: norms, rounding to integers, copies, picking, sums, comparisons."""
 
 from __future__ import annotations
 
@@ -109,6 +109,48 @@ def copy_rows(
     says.
     """
     return call("copy_rows", x, stream, x=x, scale=scale, dtype=dtype, out=out)
+
+
+def pick_rows(x: Array, ids: Array, out: Array | None = None, stream: Stream = None) -> Array:
+    """out[i] = x[ids[i]]: [len(ids), columns].
+
+    x and out float32; ids int32 [rows of out] in GPU memory. Raises as the module says.
+    """
+    return call("pick_rows", x, stream, x=x, ids=ids, out=out)
+
+
+def put_rows(x: Array, ids: Array, out: Array, stream: Stream = None) -> Array:
+    """out[ids[i]] = x[i] in place; other rows of `out` keep what they hold. Returns it.
+
+    x and out float32 of the same columns; ids int32 [rows of x] in GPU memory, each once. Raises as
+    the module says.
+    """
+    call("put_rows", x, stream, x=x, ids=ids, out=out)
+    return out
+
+
+def add_rows(
+    x: Array, z: Array, scale: float = 1.0, out: Array | None = None, stream: Stream = None
+) -> Array:
+    """y = x + z · scale, all float32 [rows, columns]; `out` may be x or z. Raises as the module
+    says."""
+    return call("add_rows", x, stream, x=x, z=z, scale=scale, out=out)
+
+
+def compare_rows(
+    a: Array,
+    b: Array,
+    columns: int | None = None,
+    out: Array | None = None,
+    stream: Stream = None,
+) -> Array:
+    """Of every row r: out[r] = Σ a b, Σ a², Σ b², Σ (a - b)², max |a - b|: float32 [rows, 5].
+
+    a and b float32 [rows, columns], of which the first `columns` are compared, None for all. Sums
+    are made in float64 and in one order, and rounded once; NaN in a row is NaN in the largest
+    difference. Raises as the module says.
+    """
+    return call("compare_rows", a, stream, a=a, b=b, columns=columns, out=out)
 
 
 def _data(out: QuantizedRows, x: Array) -> Array:

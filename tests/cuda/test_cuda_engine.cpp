@@ -1,79 +1,15 @@
 // The whole policy on the CUDA backend, beside the CPU's: what graphs replay, what is left over
 // from the call before, guidance, horizons, and what happens when memory runs out.
-#include <algorithm>
-#include <cmath>
-
-#include "check.h"
 #include "control.h"
-#include "cuda/backend.h"
-#include "tiny_model.h"
+#include "engine_calls.h"
 
 using namespace smolvla;
 
 namespace {
 
-// Heads of 64, as SmolVLA has them, and widths that no tile divides.
-ModelConfig awkward() {
-    ModelConfig c = tiny();
-    c.vision_width = 128, c.vision_heads = 2, c.vision_mlp = 152;
-    c.text_width = 200, c.heads = 3, c.kv_heads = 1, c.head_dim = 64;
-    c.expert_width = 144;
-    return c;
-}
-
-struct Input {
-    std::vector<uint8_t> pixels = std::vector<uint8_t>(48 * 80 * 3);
-    std::vector<Frame> frames;
-    std::vector<int> tokens = {3, 1, 4, 1, 5};
-    std::vector<float> state = {0.1f, -0.2f, 0.3f, 0.4f, -0.5f, 0.6f};
-    std::vector<float> noise = std::vector<float>(8 * 8), previous = std::vector<float>(25, 0.3f);
-    explicit Input(float shift = 0) {
-        for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = uint8_t(i * 37 % 251);
-        for (size_t i = 0; i < noise.size(); ++i) noise[i] = std::sin(float(i) + shift);
-        frames = {{pixels.data(), true, 48, 80}, {pixels.data(), true, 30, 40}};
-    }
-};
-
 std::vector<float> run(Engine& e, const Input& in, int horizon, bool guided = false) {
-    std::vector<float> normalized(size_t(horizon) * 5), actions(size_t(horizon) * 5);
-    FlowInput flow{in.noise.data(), horizon, 3, {}};
-    if (guided) {
-        flow.guidance.previous = in.previous.data();
-        flow.guidance.rows = flow.guidance.dims = 5;
-        flow.guidance.inference_delay = 1;
-        flow.guidance.execution_horizon = 4;
-    }
-    e.predict(in.frames, in.tokens.data(), int(in.tokens.size()), in.state.data(), false, flow,
-              normalized.data(), actions.data());
-    return actions;
+    return ask(e, in, exact_plan(horizon), guided).actions;
 }
-
-double largest(const std::vector<float>& v) {
-    double most = 0;
-    for (float x : v) most = std::max(most, std::fabs(double(x)));
-    return most;
-}
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
-    CHECK(a.size() == b.size());
-    double most = 0;
-    for (size_t i = 0; i < a.size(); ++i) most = std::max(most, std::fabs(double(a[i]) - b[i]));
-    return most / largest(b);
-}
-
-struct Policy {
-    Statistics state, action;
-    Policy() {
-        state.mode = Statistics::Mode::mean_std;
-        state.a.assign(6, 0.1f), state.b.assign(6, 2.0f);
-        action.mode = Statistics::Mode::range;
-        action.a.assign(5, -3.0f), action.b.assign(5, 4.0f);
-    }
-    std::unique_ptr<Engine> on_gpu(const ModelConfig& c, const Weights& w, Compute compute) const {
-        return std::make_unique<Engine>(c, state, action, w.entries, [&](size_t bytes) {
-            return make_cuda_backend(compute, bytes + (size_t{1} << 20));
-        });
-    }
-};
 
 // The bounds of bfloat16 and of codes are those of the CPU's own bfloat16 against its float32 here,
 // doubled: two roundings of the same size that do not know of each other.
@@ -81,10 +17,10 @@ void test_beside_cpu(const ModelConfig& c, bool codes) {
     const Weights weights(c, codes);
     const Policy policy;
     const Input in, second(0.5f);
-    Engine exact(c, policy.state, policy.action, weights.entries, 1, "scalar");
-    Engine rounded(c, policy.state, policy.action, weights.entries, 1, "scalar", Compute::bfloat16);
-    const std::vector<float> want = run(exact, in, 8);
-    const double cpu_error = distance(run(rounded, in, 8), want);
+    const auto exact = policy.on_cpu(c, weights);
+    const auto rounded = policy.on_cpu(c, weights, Compute::bfloat16);
+    const std::vector<float> want = run(*exact, in, 8);
+    const double cpu_error = distance(run(*rounded, in, 8), want);
     for (Compute compute : {Compute::float32, Compute::bfloat16}) {
         const auto e = policy.on_gpu(c, weights, compute);
         const double bound = compute == Compute::float32 && !codes ? 2e-5 : 2 * cpu_error + 1e-2;
@@ -92,15 +28,15 @@ void test_beside_cpu(const ModelConfig& c, bool codes) {
         std::printf("  codes %d %s: %.2g of the largest action (CPU's bfloat16 %.2g)\n", codes,
                     compute_name(compute), distance(got, want), cpu_error);
         CHECK(distance(got, want) < bound);
-        CHECK(distance(run(*e, in, 8, true), run(exact, in, 8, true)) < bound);
+        CHECK(distance(run(*e, in, 8, true), run(*exact, in, 8, true)) < bound);
         CHECK(run(*e, in, 8) == got);  // nothing is left over from the call before
         run(*e, second, 8);
         Input longer = in;  // another prompt, in another bucket of rows
         longer.tokens = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8};
-        CHECK(distance(run(*e, longer, 8), run(exact, longer, 8)) < bound);
+        CHECK(distance(run(*e, longer, 8), run(*exact, longer, 8)) < bound);
         Input masked = in;
         masked.frames[1] = {};
-        CHECK(distance(run(*e, masked, 8), run(exact, masked, 8)) < bound);
+        CHECK(distance(run(*e, masked, 8), run(*exact, masked, 8)) < bound);
         CHECK(run(*e, in, 8) == got);
         for (int h : {1, 3, 7}) {
             const std::vector<float> shorter = run(*e, in, h);
@@ -118,29 +54,30 @@ void test_seams() {
     const Weights weights(c);
     const Policy policy;
     const Input in;
-    Engine cpu(c, policy.state, policy.action, weights.entries, 1, "scalar");
+    const auto cpu = policy.on_cpu(c, weights);
     const auto gpu = policy.on_gpu(c, weights, Compute::float32);
-    const int tokens = cpu.image_tokens(64, 64), width = c.text_width;
+    const int tokens = cpu->image_tokens(64, 64), width = c.text_width;
     std::vector<float> pixels(3 * 64 * 64), a(size_t(tokens) * width), b(a.size());
     for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = std::sin(0.1f * float(i));
-    cpu.encode_images(pixels.data(), 1, 64, 64, a.data());
-    gpu->encode_images(pixels.data(), 1, 64, 64, b.data());
+    cpu->encode_images(pixels.data(), 1, 64, 64, 0, a.data());
+    gpu->encode_images(pixels.data(), 1, 64, 64, 0, b.data());
     CHECK(distance(b, a) < 2e-5);
+    const Plan plan = exact_plan(8, 5);
     const uint8_t mask[1] = {1};
     const std::vector<float> state(size_t(c.max_state_dim), 0.2f);
     const std::vector<int> ids = {1, 2, 3};
-    CHECK(gpu->prefill(a.data(), 1, tokens, mask, ids.data(), 3, state.data()) ==
-          cpu.prefill(a.data(), 1, tokens, mask, ids.data(), 3, state.data()));
+    CHECK(gpu->prefill(a.data(), 1, tokens, mask, ids.data(), 3, state.data(), plan) ==
+          cpu->prefill(a.data(), 1, tokens, mask, ids.data(), 3, state.data(), plan));
     std::vector<float> x(size_t(8) * c.max_action_dim), y(x.size());
-    const FlowInput flow{in.noise.data(), 8, 5, {}};
-    cpu.denoise(flow, x.data());
+    const FlowInput flow{in.noise.data(), plan};
+    cpu->denoise(flow, x.data());
     gpu->denoise(flow, y.data());
     CHECK(distance(y, x) < 2e-5);
 
     // A trace runs without graphs and names the same tensors.
     Trace one, two;
     const ModelInput model{pixels.data(), 1, 64, 64, mask, ids.data(), 3, state.data()};
-    cpu.sample_actions(model, flow, x.data(), &one);
+    cpu->sample_actions(model, flow, x.data(), &one);
     gpu->sample_actions(model, flow, y.data(), &two);
     CHECK(distance(y, x) < 2e-5);
     CHECK(one.entries.size() == two.entries.size());

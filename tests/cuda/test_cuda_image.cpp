@@ -65,18 +65,23 @@ void test_not_a_number() {
     CHECK(bad > 0 && bad < 8);
 }
 
-void test_patchify(Size image, int patch, Storage storage) {
+// Of all patches, or of the numbers `ids`.
+void test_patchify(Size image, int patch, Storage storage, const std::vector<int>& ids = {}) {
     const int across = image.width / patch, down = image.height / patch;
+    const int count = ids.empty() ? across * down : int(ids.size());
     const std::vector<float> values = random_values(size_t(3) * image.height * image.width, 5);
     DeviceArray<float> pixels(values);
-    GuardedMat rows(across * down, 3 * patch * patch, storage);
-    CHECK(!patchify(pixels.data(), image.height, image.width, patch, rows.mat(), nullptr));
+    DeviceArray<int> numbers(ids);
+    GuardedMat rows(count, 3 * patch * patch, storage);
+    CHECK(!patchify(pixels.data(), image.height, image.width, patch,
+                    ids.empty() ? nullptr : numbers.data(), rows.mat(), nullptr));
     CHECK(rows.guards_untouched());
     std::vector<float> want;
-    for (int r = 0; r < across * down; ++r)
+    for (int i = 0; i < count; ++i)
         for (int c = 0; c < 3; ++c)
             for (int y = 0; y < patch; ++y)
                 for (int x = 0; x < patch; ++x) {
+                    const int r = ids.empty() ? i : ids[size_t(i)];
                     const int at_y = r / across * patch + y, at_x = r % across * patch + x;
                     const float v = values[(size_t(c) * image.height + at_y) * image.width + at_x];
                     want.push_back(storage == Storage::f32 ? v : as_bf16(v));
@@ -94,11 +99,14 @@ int main() {
         test_patchify({35, 52}, 16, storage);  // what is beyond whole patches is left out
         test_patchify({12, 9}, 3, storage);    // rows of an odd size
         test_patchify({5, 7}, 1, storage);
+        test_patchify({35, 52}, 16, storage, {5, 0, 3, 3});
+        test_patchify({12, 9}, 3, storage, {11});
     }
     in_every_order([] {
         std::vector<uint8_t> bytes(3 * 37 * 91);
         for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = uint8_t(i * 37 % 256);
         test_letterbox({37, 91}, {48, 32}, bytes);
+        test_patchify({12, 9}, 3, Storage::bf16_rows, {7, 2});
     });
     return report("cuda_image");
 }

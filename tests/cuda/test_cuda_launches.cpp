@@ -34,14 +34,16 @@ Counts count(const ModelConfig& c, Compute compute, bool codes) {
     const std::vector<float> noise = x;
     const std::vector<int> words = {1, 2, 3};
     const uint8_t mask[1] = {1};
-    const auto see = [&] { engine.encode_images(pixels.data(), 1, 64, 64, seen.data()); };
+    Plan plan;
+    plan.rows = c.chunk_size, plan.steps = 2;
+    const auto see = [&] { engine.encode_images(pixels.data(), 1, 64, 64, 0, seen.data()); };
     const auto read = [&] {
-        engine.prefill(seen.data(), 1, tokens, mask, words.data(), 3, raw.data());
+        engine.prefill(seen.data(), 1, tokens, mask, words.data(), 3, raw.data(), plan);
     };
     const auto steps = [&](int n) {
         return kernels([&] {
-            const FlowInput flow{noise.data(), c.chunk_size, n, {}};
-            engine.denoise(flow, x.data());
+            plan.steps = n;
+            engine.denoise({noise.data(), plan}, x.data());
         });
     };
     see(), read();

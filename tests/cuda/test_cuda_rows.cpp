@@ -233,17 +233,25 @@ void test_pixel_shuffle(int side, int scale, int cols, Storage from, Storage to)
 
 // --- the flow ------------------------------------------------------------------------------------
 
-// Steps of a plan, with the number of the step in device memory; the CPU's bits at each.
-void test_flow(int rows, int cols, bool pulled) {
+// Steps of a plan, with the number of the step in device memory; the CPU's bits at each. With
+// `second` those of a solver that looks at the velocity before.
+void test_flow(int rows, int cols, bool pulled, bool second) {
     constexpr int kSteps = 4;
     const std::vector<float> noise = randoms(size_t(rows) * cols, 9);
     const std::vector<float> before = randoms(noise.size(), 10);
     std::vector<float> plan, weights = randoms(size_t(rows), 11);
     weights[0] = 0;
-    for (int k = 0; k < kSteps; ++k)
-        plan.insert(plan.end(), {-0.25f, 1 - 0.25f * float(k), 1.5f * float(k + 1)});
+    std::vector<float> read;  // of the plan, by the GPU
+    const int numbers = second ? 5 : 3;
+    for (int k = 0; k < kSteps; ++k) {
+        const float t = 1 - 0.25f * float(k);
+        plan.insert(plan.end(), {-0.25f, t, 1.5f * float(k + 1), 1.5f + float(k), -0.7f});
+        read.insert(read.end(), plan.end() - 5, plan.end() - 5 + numbers);
+    }
     GuardedMat x(rows, cols, Storage::f32, noise), previous(rows, cols, Storage::f32, before);
-    GuardedMat schedule(kSteps, 3, Storage::f32, plan);
+    GuardedMat schedule(kSteps, numbers, Storage::f32, read);
+    std::vector<float> last_want = randoms(noise.size(), 12);
+    GuardedMat last(rows, cols, Storage::f32, last_want);
     DeviceArray<float> weight(weights);
     DeviceArray<int> step(std::vector<int>{0});
     Pull pull, cpu_pull;
@@ -255,14 +263,17 @@ void test_flow(int rows, int cols, bool pulled) {
     for (int k = 0; k < kSteps; ++k) {
         std::vector<float> velocity = randoms(noise.size(), unsigned(20 + k));
         GuardedMat v(rows, cols, Storage::f32, velocity);
-        CHECK(!flow_update(x.mat(), v.mat(), schedule.mat(), step.data(), pull, nullptr));
+        CHECK(!flow_update(x.mat(), v.mat(), schedule.mat(), step.data(), pull,
+                           second ? last.mat() : Mat{}, nullptr));
         CHECK(!advance(step.data(), nullptr));
         cpu::flow_update({want.data(), rows, cols, cols}, {velocity.data(), rows, cols, cols},
-                         &plan[size_t(3 * k)], cpu_pull);
+                         &plan[size_t(5 * k)], cpu_pull,
+                         second ? Mat{last_want.data(), rows, cols, cols} : Mat{});
         CHECK(same_bits(x.values(), want));
+        CHECK(same_bits(last.values(), last_want));
         CHECK(v.guards_untouched() && same_bits(v.values(), velocity));
     }
-    CHECK(x.guards_untouched() && previous.guards_untouched());
+    CHECK(x.guards_untouched() && previous.guards_untouched() && last.guards_untouched());
     CHECK(step.read() == std::vector<int>{kSteps});
 }
 
@@ -291,12 +302,13 @@ int main() {
         }
     }
     for (bool pulled : {false, true})
-        for (int cols : {1, 7, 32, 200}) test_flow(cols % 5 + 1, cols, pulled);
+        for (bool second : {false, true})
+            for (int cols : {1, 7, 32, 200}) test_flow(cols % 5 + 1, cols, pulled, second);
     in_every_order([] {
         test_norm(7, 129, true);
         test_quantize(129, Storage::f32);
         test_rope(7, 3, 34, 2, Storage::bf16_rows);
-        test_flow(7, 33, true);
+        test_flow(7, 33, true, true);
     });
     return report("cuda_rows");
 }
