@@ -31,7 +31,8 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
     const size_t kv_pad = c.head_dim < 32 ? 32 / c.head_dim + 1 : 2;
     const size_t vw = c.vision_width, kv = c.kv_width(), q = c.q_width();
     const size_t vision =
-        patches * (3 * c.patch_size * c.patch_size + 14 * vw * kv_pad + c.vision_mlp + 3 * 128);
+        patches * (3 * c.patch_size * c.patch_size + 15 * vw * kv_pad + c.vision_mlp + 4 * 128) +
+        size_t(2) * c.max_image_tokens() * (c.text_width + 32);
     const size_t text = (prefix + 64) * (4 * c.text_width + 2 * q + 4 * kv + c.text_mlp +
                                          2 * kv * kv_pad + 2 * c.head_dim + 512);
     const size_t expert =
@@ -42,16 +43,19 @@ size_t buffer_bytes(const ModelConfig& c, int threads) {
         static_cast<size_t>(c.max_cameras) * c.max_image_tokens() * (c.text_width + 32) +
         3 * static_cast<size_t>(c.image_size) * c.image_size * 4;
     const size_t vectors = static_cast<size_t>(c.kMaxSteps) * (c.expert_width + 128);
-    // Every camera's keys, values, tokens and reference, if a plan keeps them, and what compares.
-    const size_t kept =
-        static_cast<size_t>(c.max_cameras + 1) *
-        (c.vision_layers * 2 * (patches + 64) * vw * kv_pad +
-         c.max_image_tokens() * (3 * size_t(c.text_width) + 64) + patches * (vw + 64) +
-         3 * size_t(c.image_size + c.patch_size) * (c.image_size + c.patch_size));
     const size_t updates = static_cast<size_t>(c.expert_layers) * chunk * (c.expert_width + 32);
-    return (vision + text + expert + scores + images + vectors + kept + updates) * sizeof(float) *
-               3 / 2 +
+    return (vision + text + expert + scores + images + vectors + updates) * sizeof(float) * 3 / 2 +
            (size_t{64} << 20);
+}
+
+size_t kept_bytes(const ModelConfig& c) {
+    const size_t patches = static_cast<size_t>(c.max_patches()), width = c.vision_width;
+    const size_t heads = static_cast<size_t>(c.vision_heads), edge = c.image_size + c.patch_size;
+    // A head of keys or values fills whole panels of 32.
+    const size_t head = (width / heads + 31) / 32 * 32;
+    const size_t keys = size_t(2) * c.vision_layers * (patches + 64) * heads * head;
+    const size_t one = keys + size_t(c.max_image_tokens()) * (c.text_width + 64) + 3 * edge * edge;
+    return static_cast<size_t>(c.max_cameras) * one * sizeof(float) * 9 / 8;
 }
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
@@ -60,8 +64,9 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     : Engine(config, state, action, tensors, [&](size_t bytes) {
           const int count = threads > 0 ? threads : default_threads();
           // Packed weights: storage dtype, or float32 where parts are mixed or float16; padded.
-          return make_cpu_backend(bytes * 9 / 4 + (size_t{64} << 20), buffer_bytes(config, count),
-                                  count, isa, compute, std::move(image));
+          return make_cpu_backend(bytes * 9 / 4 + (size_t{64} << 20),
+                                  buffer_bytes(config, count) + kept_bytes(config), count, isa,
+                                  compute, std::move(image));
       }) {}
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,

@@ -34,6 +34,8 @@ struct ModelInput {
 // Upper bound of an engine's activations, keys and values, in bytes of address space: what it
 // reserves. Pages that are never touched cost nothing, so that real use is a part of it.
 size_t buffer_bytes(const ModelConfig& config, int threads);
+// The same of what plans with a token cache keep, of all cameras.
+size_t kept_bytes(const ModelConfig& config);
 
 // What a call may be like; see Engine::warm_up.
 struct WarmUp {

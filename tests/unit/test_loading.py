@@ -40,7 +40,7 @@ from smolvla_edge.errors import (
     SmolVLAEdgeError,
     TokenizerError,
 )
-from smolvla_edge.plan import Plan
+from smolvla_edge.plan import Cache, Plan
 from smolvla_edge.policy import Policy, load
 
 
@@ -122,7 +122,9 @@ class TestLoading:
             ({"plan": "fast"}, PlanError),
             ({"plan": Plan(steps=4, horizon=9)}, PlanError),
             ({"plan": Plan(steps=4, late_state=True)}, PlanError),
-            ({"plan": Plan(steps=4, skip={"vlm": (1,)})}, PlanError),  # type: ignore[arg-type]
+            ({"plan": Plan(steps=4, skip={"vlm": (4,)})}, PlanError),  # type: ignore[arg-type]
+            ({"plan": Plan(steps=4, cache=Cache(0.1, 1, 1, ("nowhere",)))}, PlanError),
+            ({"plan": "steps=0"}, PlanError),
             ({"rename": {"top": "nowhere"}}, ContractError),
             ({"stats": "missing.json"}, ContractError),
             ({"tokenizer": "missing.json"}, TokenizerError),

@@ -33,7 +33,7 @@ from smolvla_edge.cli import output
 from smolvla_edge.model import SmolVLA
 from smolvla_edge.model.layers import split_heads
 from smolvla_edge.model.prefix import Cache
-from smolvla_edge.model.vision import VisionAttention
+from smolvla_edge.model.vision import Read, VisionAttention, as_computed
 from smolvla_edge.policy_config import ACTION, STATE
 from smolvla_edge.tokenizer import TaskTokenizer
 from tools.demo_policy import batches, state_files
@@ -169,10 +169,11 @@ class CpuVisionAttention(VisionAttention):
     """The same attention in three products: torch's fused one takes five times as long backwards
     on a CPU in bfloat16."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: Read = as_computed) -> Tensor:
         q, k, v = (
             split_heads(m(x), self.head_dim).transpose(1, 2) for m in (self.q, self.k, self.v)
         )
+        k, v = read(k, v)
         weights = (q * self.head_dim**-0.5 @ k.transpose(2, 3)).softmax(-1)
         return self.o((weights @ v).transpose(1, 2).flatten(2))
 
