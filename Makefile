@@ -108,19 +108,21 @@ CUDA_TOOLS := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime n
 # Not `python -m pytest`, which would put this directory, without the compiled core, first. The tests
 # of the GPU run twice: skipped without one, and on the emulator.
 test: .venv-test/installed.stamp test-cpp build/emulated/made.stamp
+	.venv-test/bin/ctest --test-dir build/emulated --output-on-failure -j 2 -R '^cuda_(plans|kept)$$'
 	SMOLVLA_REQUIRE_NVCC=1 .venv-test/bin/pytest $(IN_TWO) $(PYTEST_ARGS)
 	.venv-test/bin/pytest $(IN_TWO) tests/gpu --emulated build/emulated
 IN_TWO := -n 2 --dist loadfile  # processes, each with whole files; -n 0 in PYTEST_ARGS: in this one
 
-# The extension with the CUDA sources compiled for the emulator (tests/cuda). Never installed.
+# The extension with the CUDA sources compiled for the emulator (tests/cuda), and two tests that call
+# a whole policy so often that sanitizers are too slow for them. Never installed.
 .PHONY: build/emulated
 build/emulated: build/emulated/made.stamp
-build/emulated/made.stamp: .venv-test/installed.stamp $(wildcard tests/cuda/*.cpp tests/cuda/emulator/*)
-	.venv-test/bin/cmake -S . -B build/emulated -G Ninja -DSMOLVLA_CUDA=EMULATED \
+build/emulated/made.stamp: .venv-test/installed.stamp $(wildcard tests/cuda/* tests/cuda/emulator/*)
+	.venv-test/bin/cmake -S . -B build/emulated -G Ninja -DSMOLVLA_CUDA=EMULATED -DSMOLVLA_TESTS=ON \
 		-DSMOLVLA_WERROR=ON -DPython_EXECUTABLE="$(CURDIR)/.venv-test/bin/python" \
 		-Dpybind11_DIR="$$(.venv-test/bin/python -m pybind11 --cmakedir)" \
 		-DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja" >/dev/null
-	.venv-test/bin/cmake --build build/emulated --target _core
+	.venv-test/bin/cmake --build build/emulated --target _core test_cuda_plans test_cuda_kept
 	@touch $@
 
 # Addresses and undefined behaviour in all of them; races in those that have threads.
