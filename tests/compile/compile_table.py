@@ -79,8 +79,13 @@ KERNELS: dict[str, Row] = {
     "quantize_kernel": Row(128, 42, instructions=950),
     "copy_kernel": Row(128, 24, instructions=600),
     "pixel_shuffle_kernel": Row(128, 30, instructions=1500),
-    "flow_update_kernel": Row(128, 36, instructions=450),
+    "flow_update_kernel": Row(128, 36, instructions=800),  # with and without the velocity before
     "advance_kernel": Row(1, 10, instructions=48),
     "letterbox_kernel": Row(128, 36, instructions=600),
     "patchify_kernel": Row(128, 28, instructions=320),
+    "move_rows_kernel": Row(128, 26, instructions=210),
+    "add_kernel": Row(128, 28, instructions=300),
+    "compare_kernel": Row(128, 46, instructions=1250),  # its sums are of doubles
+    "block_change_kernel": Row(256, 42, 32, instructions=1120),
+    "copy_blocks_kernel": Row(128, 30, instructions=330),
 }
