@@ -70,6 +70,30 @@ def calls() -> dict:
             (cache, "float32"),
             lambda out: ops.store_kv(f32(*heads), f32(*heads), out, f32(*cache)),
         ),
+        "scatter_kv": (
+            (cache, "float32"),
+            lambda out: ops.scatter_kv(
+                f32(*heads), f32(*heads), out, f32(*cache), i32(*range(ROWS))
+            ),
+        ),
+        "pick_rows": (
+            ((2, COLUMNS), "float32"),
+            lambda out: ops.pick_rows(x, i32(1, 0), out),
+        ),
+        "put_rows": (
+            ((ROWS, COLUMNS), "float32"),
+            lambda out: ops.put_rows(f32(2, COLUMNS), i32(1, 0), out),
+        ),
+        "add_rows": (((ROWS, COLUMNS), "float32"), lambda out: ops.add_rows(x, x, 1.0, out)),
+        "compare_rows": (((ROWS, 5), "float32"), lambda out: ops.compare_rows(x, x, None, out)),
+        "block_change": (
+            ((1, 2), "float32"),
+            lambda out: ops.block_change(f32(3, 4, 8), f32(3, 4, 8), 2, 2, out),
+        ),
+        "copy_blocks": (
+            ((3, 4, 8), "float32"),
+            lambda out: ops.copy_blocks(f32(3, 4, 8), i32(1), 4, out),
+        ),
         "rope_store": (
             (cache, "float32"),
             lambda out: ops.rope_store(
