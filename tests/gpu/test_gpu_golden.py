@@ -47,8 +47,7 @@ def test_cameras_of_different_sizes(checkpoint):
             observation.tokens[0][observation.token_mask[0]],
             observation.state[0, : opened.model.state_dim].copy(),
             observation.noise[0],
-            steps=opened.model.num_steps,
-            horizon=opened.model.chunk_size,
+            plan=native_runner.exact_plan(opened.model),
             state_is_normalized=True,
         )
         support.compare("actions", result["normalized"], support.golden(case)["out.actions"][0])
@@ -116,8 +115,7 @@ def tiny_observation(source) -> dict:
         "noise": random.standard_normal((model.chunk_size, model.max_action_dim)).astype(
             np.float32
         ),
-        "steps": model.num_steps,
-        "horizon": model.chunk_size,
+        "plan": native_runner.exact_plan(model),
         "state_is_normalized": True,
     }
 
