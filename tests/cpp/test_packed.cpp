@@ -290,8 +290,8 @@ std::vector<float> actions_of(Engine& e) {
     const std::vector<float> state(6, 0.25f), noise(8 * 8, 0.5f);
     const int tokens[] = {3, 1, 4};
     std::vector<float> normalized(8 * 5), actions(8 * 5);
-    e.predict(frames, tokens, 3, state.data(), false, {noise.data(), 8, 3, {}}, normalized.data(),
-              actions.data());
+    e.predict({frames, tokens, 3, state.data(), false, kNoneKept}, flow_of(noise, 8, 3),
+              normalized.data(), actions.data());
     return actions;
 }
 
