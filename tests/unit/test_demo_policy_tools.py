@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_helpers import need_simulator
+from eval_helpers import arm_policy, need_simulator
+
+from smolvla_edge.eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 torch = pytest.importorskip("torch")
@@ -223,6 +227,33 @@ def test_the_tables_say_what_was_played(tools):
     lines["exact"] |= summarize([replace(r, inner_jump=None) for r in nothing])
     assert "| push | 0 of 60 | 0% to 6% | - | 97% |" in tables.render(lines)
     assert "0.200 / - |" in tables.render(lines)
+
+
+def test_lines_of_plans_go_on_and_compare_what_both_played(tools, tmp_path, monkeypatch):
+    need_simulator()
+    from smolvla_edge.eval.runner import Setting
+    from tools.demo_policy import plans
+
+    policy = str(arm_policy(tmp_path / "policy", n_action_steps=4))
+    short = partial(Setting, 64, 64, step_limit=12)
+    monkeypatch.setattr(plans, "Setting", short)
+    monkeypatch.setattr(plans, "TASKS", {name: TASKS[name] for name in ("push", "hammer")})
+    monkeypatch.setattr(plans, "LINES", ("horizon=4,steps=1", "horizon=4,steps=2"))
+    out = tmp_path / "out"
+    start = [policy, str(out), "--workers", "1", "--episodes"]
+    plans.main([*start, "2", "--only", "steps=1"])
+    assert sorted(f.name for f in out.glob("*.jsonl")) == [
+        "horizon=4.jsonl", "horizon=4_steps=1.jsonl"
+    ]  # fmt: skip
+    more = "horizon=4,cache.threshold=0.5"
+    plans.main([*start, "3", "--only", "nothing", "--plan", more])
+    found = json.loads((out / "plans.json").read_text())
+    pairs = {words: line["against_base"] for words, line in found.items()}
+    assert pairs["horizon=4"] is None
+    assert pairs["horizon=4,steps=1"]["pairs"] == 4 and pairs[more]["pairs"] == 6
+    table = (out / "plans.md").read_text()
+    assert "| `horizon=4,steps=1` | 0% | +0.0% (" in table and "| 4 | 1.0 | 100 % |" in table
+    assert f"`{more}`" in table and "steps=2" not in table
 
 
 def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):

@@ -1,0 +1,126 @@
+"""What doing less costs the demo policy: every technique of a Plan alone, and combinations.
+
+    python -m tools.demo_policy.plans POLICY OUT --episodes 50 --workers 2
+
+Each line is one plan in words (docs/plans.md) against the exact one: the same initial states, the
+same noise, four actions executed of each chunk. Resumable; OUT/plans.json has everything,
+OUT/plans.md the table. --only REGEX plays a part, --plan WORDS a line that is not in the list, and
+more --episodes go on from those that were played.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from smolvla_edge.cli import output
+from smolvla_edge.eval.episode import EpisodeResult
+from smolvla_edge.eval.runner import Setting, evaluate
+from smolvla_edge.eval.sides import Side
+from smolvla_edge.eval.summary import compare, summarize
+from smolvla_edge.eval.tasks import TASKS
+from tools.demo_policy.tables import settings_cells, table
+
+# Everywhere: the rows that are executed alone. Exact, and half of the time.
+EXACT = "horizon=4"
+CACHE = "cache.threshold"
+# The demo's frames are 4 x 4 blocks, so that the neighbours of a changed one are most of a frame.
+ALONE = "cache.dilate=0"
+TECHNIQUES = (
+    *(f"steps={n}" for n in (1, 2, 3, 4)),
+    *(f"{CACHE}={value},{ALONE}" for value in (0.005, 0.01, 0.02, 0.03, 0.05)),
+    f"steps=2,{CACHE}=0.02,{ALONE}",
+    f"{CACHE}=0.02,cache.dilate=1",
+    *(f"skip.vision={layer}" for layer in range(6)),
+    *(f"steps={n},solver=ab2" for n in (2, 3, 4)),
+    "steps=2,schedule=1+0.7+0",
+    "steps=2,schedule=1+0.3+0",
+    "adaptive=0.99+0.9",
+    "stop=0.01",
+    "stop=0.03",
+    *(f"skip.vlm={layer}" for layer in range(5)),
+    *(f"skip.expert={layer}" for layer in range(6)),
+    "steps=2,skip.reuse=/0+1+2+3+4+5",
+)
+# A warm start begins from rows that were not executed, so that they have to be computed.
+LINES = (
+    *(f"{EXACT},{words}" for words in TECHNIQUES),
+    *(f"steps={n},warm_start={start}" for n, start in ((2, 0.7), (2, 0.4), (1, 0.4))),
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo_policy.plans", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--episodes", type=int, default=50, help="initial states of each task")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", default="", help="lines that match this pattern")
+    parser.add_argument("--plan", action="append", default=[], help="one more line")
+    options = parser.parse_args(arguments)
+    lines: dict[str, dict[str, Any]] = {}
+    exact: Sequence[EpisodeResult] = ()
+    for words in dict.fromkeys((EXACT, *LINES, *options.plan)):
+        file = options.out / f"{words.replace(',', '_')}.jsonl"
+        wanted = words in (EXACT, *options.plan) or re.search(options.only, words)
+        if not wanted and not file.is_file():
+            continue
+        # What was played of a line that is not asked for now is shown, not gone on with.
+        episodes = options.episodes if wanted else _played(file)
+        jobs = [(task, seed) for task in TASKS for seed in range(episodes)]
+        side = Side(str(options.policy), words)
+        with output.progress(words, unit_bytes=False) as report:
+            results = evaluate(side, jobs, Setting(), workers=options.workers, file=file,
+                               progress=report)  # fmt: skip
+        exact = exact or results
+        lines[words] = _line(side, exact, results)
+        print(*settings_cells(lines[words]), words, sep="  ", flush=True)
+    (options.out / "plans.json").write_text(json.dumps(lines, indent=1) + "\n")
+    (options.out / "plans.md").write_text(render(lines))
+
+
+def _played(file: Path) -> int:
+    """How many episodes of every task a result file has."""
+    counts = dict.fromkeys(TASKS, 0)
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        counts[json.loads(line)["task"]] += 1
+    return min(counts.values())
+
+
+def _line(
+    side: Side, exact: Sequence[EpisodeResult], results: Sequence[EpisodeResult]
+) -> dict[str, Any]:
+    """One plan against the exact one over the episodes that both played."""
+    if side.plan == EXACT:
+        return {"side": side.facts(), **summarize(results), "against_base": None}
+    jobs = {(result.task, result.seed) for result in results}
+    base = [result for result in exact if (result.task, result.seed) in jobs]
+    return {"side": side.facts(), **summarize(results), "against_base": compare(base, results)}
+
+
+def render(lines: Mapping[str, Mapping[str, Any]]) -> str:
+    head = ["plan", "solved", "less exact (95 % interval)", "only exact / only this", "McNemar p",
+            "pairs", "evaluations", "tokens computed"]  # fmt: skip
+    rows = []
+    for words, line in lines.items():
+        dirty = line["dirty"]
+        rows.append(
+            [
+                f"`{words}`",
+                *settings_cells(line),
+                str(line["all"]["n"]),
+                f"{line['evaluations']:.1f}",
+                "100 %" if dirty is None else f"{100 * dirty:.0f} %",
+            ]
+        )
+    return table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
