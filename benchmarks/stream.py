@@ -43,6 +43,7 @@ from benchmarks.store import save
 from benchmarks.summary import percentile, turns
 
 QUIET = 0.05  # CPU share left to others
+_TRIES = 4  # of a rival's call that others disturb
 SLOTS, WORDS = 48, 12  # language slots of LeRobot, tokens of the prompt
 EXACT = "exact"
 
@@ -136,21 +137,28 @@ def measure(
                 if number == 0 and name not in rivals:
                     workers[name].ask(cmd="reset")
             for name in turns(timed, turn):
-                wait_for_quiet(QUIET, options.patience)
-                watch = Watch(workers[name])
-                answer = workers[name].ask(cmd="run", **request)
-                foreign, stolen = watch.stop()
-                calls[name].append(
-                    {"episode": episode, "frame": number, "foreign": foreign, "stolen": stolen,
-                     **answer}
-                )  # fmt: skip
-                log(f"  {episode}.{number:02d} {name:60s} {answer['ms']:8.1f} ms {foreign:.0%}")
+                # A cache has gone on after a call; a rival has no memory and can be asked again.
+                for _ in range(_TRIES if name in rivals else 1):
+                    call = timed_call(workers[name], request, options.patience)
+                    log(f"  {episode}.{number:02d} {name:60s} {call['ms']:8.1f} ms "
+                        f"{call['foreign']:.0%}")  # fmt: skip
+                    if call["foreign"] <= QUIET:
+                        break
+                calls[name].append({"episode": episode, "frame": number, **call})
     return calls
 
 
+def timed_call(worker: Worker, request: dict[str, Any], patience: float) -> dict[str, Any]:
+    """A worker's answer, and who else computed meanwhile."""
+    wait_for_quiet(QUIET, patience)
+    watch = Watch(worker)
+    answer = worker.ask(cmd="run", **request)
+    foreign, stolen = watch.stop()
+    return {"foreign": foreign, "stolen": stolen, **answer}
+
+
 def summarise(name: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """One engine's entry. A disturbed call cannot be repeated (a cache has gone on), so it is left
-    out of the times while most remain."""
+    """One engine's entry. Disturbed calls are left out of the times while most remain."""
     quiet = [call for call in calls if call["foreign"] <= QUIET]
     used = quiet if 2 * len(quiet) > len(calls) else calls
     times = [call["ms"] for call in used]
