@@ -188,7 +188,7 @@ def measure(
     `traced` observations. One policy is in memory at a time. Raises InputError when the two do not
     take the same observations.
     """
-    _check_alike(candidate, reference)
+    check_alike(candidate, reference)
     few = list(islice(iter(observations), traced))
 
     def run(what: str, source: Source, compute: str | None) -> tuple[Subject, Any]:
@@ -223,7 +223,7 @@ def measure(
     }  # fmt: skip
 
 
-def _check_alike(candidate: Source, reference: Source) -> None:
+def check_alike(candidate: Source, reference: Source) -> None:
     pairs = {
         "actions": (candidate.contract.action_dim, reference.contract.action_dim),
         "rows in a chunk": (candidate.model.chunk_size, reference.model.chunk_size),
