@@ -26,6 +26,7 @@ from smolvla_edge.cli import (
     quantize,
     run,
     sensitivity,
+    tune,
     verify,
 )
 from smolvla_edge.errors import SmolVLAEdgeError
@@ -110,6 +111,7 @@ for _verb in (
     convert.convert,
     quantize.quantize,
     sensitivity.sensitivity,
+    tune.tune,
     inspect_.inspect,
     verify.verify,
     doctor.doctor,

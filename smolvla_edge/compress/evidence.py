@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -45,31 +46,48 @@ _STEP = "out.x_t.after_step"
 
 
 class Subject:
-    """A policy that is measured, on the native engine's CPU kernels, with the exact plan.
+    """A policy that is measured, on the native engine's CPU kernels.
 
-    compute: the arithmetic in place of the source's own. Raises what loading raises.
+    plan: the exact one when not given.  compute: the arithmetic in place of the source's own.
+    Observations follow no others: nothing is kept from one to the next. Raises what loading raises,
+    PlanError for a plan that does not fit.
     """
 
     def __init__(
-        self, source: Source, *, compute: str | None = None, threads: int | None = None
+        self,
+        source: Source,
+        *,
+        plan: Plan | None = None,
+        compute: str | None = None,
+        threads: int | None = None,
     ) -> None:
         self.source = source
         self._engine = open_backend(
             source.model, source.tensors, source.contract,
             device="cpu", threads=threads, compute=compute or source.compute,
         )  # fmt: skip
-        self.policy = Policy(source, self._engine, Plan.exact(source.model.num_steps))
+        self._use(plan or Plan.exact(source.model.num_steps))
+
+    def under(self, plan: Plan) -> Subject:
+        """The same policy under another plan, on the same engine. Raises PlanError."""
+        other = copy(self)
+        other._use(plan)
+        return other
+
+    def _use(self, plan: Plan) -> None:
+        self.policy = Policy(self.source, self._engine, plan)
 
     def chunks(
         self, observations: Observations, seed: int, progress: Progress = lambda done, total: None
     ) -> NDArray[np.float32]:
-        """Actions [n, chunk, action_dim] in robot units, observation i from the noise of seed + i.
+        """Actions [n, rows, action_dim] in robot units, observation i from the noise of seed + i.
 
         Raises what `Policy.predict` raises: InputError and NonFiniteError among them.
         """
         found = []
         for number, seen in enumerate(observations):
             progress(number, len(observations))
+            self.policy.reset()
             chunk = self.policy.predict(seen.images, seen.state, seen.task, seed=seed + number)
             found.append(chunk.actions)
         progress(len(found), len(observations))
@@ -77,9 +95,15 @@ class Subject:
 
     def traces(self, observations: Sequence[Observation], seed: int) -> list[Trace]:
         """The traced tensors of STAGES and of every denoise step, for each observation."""
-        return [self._trace(seen, seed + number) for number, seen in enumerate(observations)]
+        kept = (*STAGES.values(), _STEP)
+        found: list[Trace] = []
+        for number, seen in enumerate(observations):
+            traced = self.trace(seen, seed + number)
+            found.append({name: value for name, value in traced.items() if name.startswith(kept)})
+        return found
 
-    def _trace(self, seen: Observation, seed: int) -> Trace:
+    def trace(self, seen: Observation, seed: int) -> Trace:
+        """Every tensor that the engine traces. Raises PlanError for a plan with a cache."""
         model, contract = self.source.model, self.source.contract
         frames = [frame for _, frame in contract.select_frames(seen.images)]
         present = np.array([frame is not None for frame in frames])
@@ -95,11 +119,9 @@ class Subject:
         state = np.zeros(model.max_state_dim, np.float32)
         state[: model.state_dim] = normalize(seen.state, contract.state)
         noise = normal(seed, model.chunk_size, model.max_action_dim)
-        traced = self._engine.trace(
-            pixels, present, tokens, np.ones(len(tokens), bool), state, noise
+        return self._engine.trace(
+            pixels, present, tokens, np.ones(len(tokens), bool), state, noise, self.policy.plan
         )
-        kept = (*STAGES.values(), _STEP)
-        return {name: value for name, value in traced.items() if name.startswith(kept)}
 
     def _pixels(self, frame: NDArray[np.generic]) -> NDArray[np.float32]:
         """float32 [3, H, W] in [-1, 1]."""
@@ -166,7 +188,7 @@ def measure(
     `traced` observations. One policy is in memory at a time. Raises InputError when the two do not
     take the same observations.
     """
-    _check_alike(candidate, reference)
+    check_alike(candidate, reference)
     few = list(islice(iter(observations), traced))
 
     def run(what: str, source: Source, compute: str | None) -> tuple[Subject, Any]:
@@ -201,7 +223,7 @@ def measure(
     }  # fmt: skip
 
 
-def _check_alike(candidate: Source, reference: Source) -> None:
+def check_alike(candidate: Source, reference: Source) -> None:
     pairs = {
         "actions": (candidate.contract.action_dim, reference.contract.action_dim),
         "rows in a chunk": (candidate.model.chunk_size, reference.model.chunk_size),

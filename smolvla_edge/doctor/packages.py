@@ -24,6 +24,7 @@ EXTRAS = {
     "viz": {"matplotlib": "3.7", "pillow": "10"},
     "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
     "ray": {"ray": "2.9"},
+    "tune": {"optuna": "4", "matplotlib": "3.7"},
     "quant": {"torch": "2.2", "bitsandbytes": "0.45"},
     "triton": {"torch": "2.4", "triton": "3.6"},
     "sim": {
@@ -41,6 +42,7 @@ _PURPOSE = {
     "viz": "plots, and image files other than PPM",
     "data": "recorded LeRobot datasets",
     "ray": "eval on a cluster",
+    "tune": "the search over plans",
     "quant": "quantize --data, and bitsandbytes' formats",
     "triton": "the kernels of smolvla_edge.kernels, on a GPU",
     "sim": "eval, and the demo's closed loop",
