@@ -229,7 +229,7 @@ def test_the_tables_say_what_was_played(tools):
     assert "0.200 / - |" in tables.render(lines)
 
 
-def test_lines_of_plans_go_on_and_compare_what_both_played(tools, tmp_path, monkeypatch):
+def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path, monkeypatch):
     need_simulator()
     from smolvla_edge.eval.runner import Setting
     from tools.demo_policy import plans
@@ -246,11 +246,16 @@ def test_lines_of_plans_go_on_and_compare_what_both_played(tools, tmp_path, monk
         "horizon=4.jsonl", "horizon=4_steps=1.jsonl"
     ]  # fmt: skip
     more = "horizon=4,cache.threshold=0.5"
-    plans.main([*start, "3", "--only", "nothing", "--plan", more])
+    measured = ["--data", str(data), "--streams", "2"]
+    plans.main([*start, "3", "--only", "nothing", "--plan", more, *measured])
     found = json.loads((out / "plans.json").read_text())
     pairs = {words: line["against_base"] for words, line in found.items()}
     assert pairs["horizon=4"] is None
     assert pairs["horizon=4,steps=1"]["pairs"] == 4 and pairs[more]["pairs"] == 6
+    errors = [line["open_loop"]["rms_of_range"] for line in found.values()]
+    assert errors[0] == 0 < min(errors[1:])
+    work = [line["open_loop"]["work"] for line in found.values()]
+    assert max(work) < 1 and work[0] == max(work)
     table = (out / "plans.md").read_text()
     assert "| `horizon=4,steps=1` | 0% | +0.0% (" in table and "| 4 | 1.0 | 100 % |" in table
     assert f"`{more}`" in table and "steps=2" not in table

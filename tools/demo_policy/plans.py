@@ -5,7 +5,9 @@
 Each line is one plan in words (docs/plans.md) against the exact one: the same initial states, the
 same noise, four actions executed of each chunk. Resumable; OUT/plans.json has everything,
 OUT/plans.md the table. --only REGEX plays a part, --plan WORDS a line that is not in the list, and
-more --episodes go on from those that were played.
+more --episodes go on from those that were played. With --data (recordings of the simulator, as
+tools.demo_policy.generate makes) each line also says how far its actions are from the exact ones on
+recorded frames, and what it computes.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ from smolvla_edge.eval.runner import Setting, evaluate
 from smolvla_edge.eval.sides import Side
 from smolvla_edge.eval.summary import compare, summarize
 from smolvla_edge.eval.tasks import TASKS
+from smolvla_edge.plan import Plan
+from smolvla_edge.plan_words import read_plan
+from smolvla_edge.source import open_source
+from smolvla_edge.tune.judge import Judge, Runner, exact_actions
+from smolvla_edge.tune.streams import read_streams
 from tools.demo_policy.tables import settings_cells, table
 
 # Everywhere: the rows that are executed alone. Exact, and half of the time.
@@ -65,7 +72,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", default="", help="lines that match this pattern")
     parser.add_argument("--plan", action="append", default=[], help="one more line")
+    parser.add_argument("--data", type=Path, help="recordings to measure the error of actions on")
+    parser.add_argument("--streams", type=int, default=20, help="episodes of --data")
     options = parser.parse_args(arguments)
+    judge = None if options.data is None else OpenLoop(options.policy, options)
     lines: dict[str, dict[str, Any]] = {}
     exact: Sequence[EpisodeResult] = ()
     for words in dict.fromkeys((EXACT, *LINES, *options.plan)):
@@ -82,9 +92,36 @@ def main(arguments: list[str] | None = None) -> None:
                                progress=report)  # fmt: skip
         exact = exact or results
         lines[words] = _line(side, exact, results)
+        if judge is not None:
+            lines[words]["open_loop"] = judge(words)
         print(*settings_cells(lines[words]), words, sep="  ", flush=True)
     (options.out / "plans.json").write_text(json.dumps(lines, indent=1) + "\n")
     (options.out / "plans.md").write_text(render(lines))
+
+
+class OpenLoop:
+    """Plans on recorded frames: the error of executed actions, and multiply-adds as a part of the
+    exact plan's (of all rows)."""
+
+    def __init__(self, policy: Path, options: argparse.Namespace) -> None:
+        source = open_source(policy)
+        self._steps = source.model.num_steps
+        every = source.contract.n_action_steps
+        streams = read_streams(options.data, source.contract, every, options.streams)
+        every_stream = (*streams.search, *streams.held_out)
+        exact = exact_actions(source, every_stream, 0, every)
+        self._judge = Judge(Runner(source), every_stream, exact, 0)
+        self._whole = self._judge(Plan.exact(self._steps)).work.total
+
+    def __call__(self, words: str) -> dict[str, float] | None:
+        plan = read_plan(words, self._steps)
+        if plan.warm_start is not None:  # recordings do not continue from what the plan would do
+            return None
+        verdict = self._judge(plan)
+        return {
+            "rms_of_range": verdict.error.rms_of_range,
+            "work": verdict.work.total / self._whole,
+        }
 
 
 def _played(file: Path) -> int:
@@ -108,7 +145,8 @@ def _line(
 
 def render(lines: Mapping[str, Mapping[str, Any]]) -> str:
     head = ["plan", "solved", "less exact (95 % interval)", "only exact / only this", "McNemar p",
-            "pairs", "evaluations", "tokens computed"]  # fmt: skip
+            "pairs", "evaluations", "tokens computed", "multiply-adds", "error of actions, rms of "
+            "range"]  # fmt: skip
     rows = []
     for words, line in lines.items():
         dirty = line["dirty"]
@@ -119,9 +157,16 @@ def render(lines: Mapping[str, Mapping[str, Any]]) -> str:
                 str(line["all"]["n"]),
                 f"{line['evaluations']:.1f}",
                 "100 %" if dirty is None else f"{100 * dirty:.0f} %",
+                *_open_loop_cells(line.get("open_loop")),
             ]
         )
     return table(head, rows)
+
+
+def _open_loop_cells(found: Mapping[str, float] | None) -> list[str]:
+    if found is None:
+        return ["-", "-"]
+    return [f"{100 * found['work']:.0f} %", f"{100 * found['rms_of_range']:.2f} %"]
 
 
 if __name__ == "__main__":
