@@ -252,6 +252,14 @@ def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path
     pairs = {words: line["against_base"] for words, line in found.items()}
     assert pairs["horizon=4"] is None
     assert pairs["horizon=4,steps=1"]["pairs"] == 4 and pairs[more]["pairs"] == 6
+    # Fewer are asked for now: what was played more of keeps its pairs; half a line waits.
+    part = (out / "horizon=4.jsonl").read_text().splitlines()[:2]
+    (out / "horizon=4_steps=2.jsonl").write_text("\n".join(part) + "\n")
+    plans.main([*start, "1", "--only", "nothing", *measured])
+    kept = json.loads((out / "plans.json").read_text())
+    assert {w: line["all"]["n"] for w, line in kept.items()} == {
+        "horizon=4": 6, "horizon=4,steps=1": 4
+    }  # fmt: skip
     errors = [line["open_loop"]["rms_of_range"] for line in found.values()]
     assert errors[0] == 0 < min(errors[1:])
     work = [line["open_loop"]["work"] for line in found.values()]

@@ -78,13 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
     judge = None if options.data is None else OpenLoop(options.policy, options)
     lines: dict[str, dict[str, Any]] = {}
     exact: Sequence[EpisodeResult] = ()
+    most = 0  # episodes of every task: nothing is compared with more than the exact plan played
     for words in dict.fromkeys((EXACT, *LINES, *options.plan)):
         file = options.out / f"{words.replace(',', '_')}.jsonl"
         wanted = words in (EXACT, *options.plan) or re.search(options.only, words)
-        if not wanted and not file.is_file():
-            continue
         # What was played of a line that is not asked for now is shown, not gone on with.
-        episodes = options.episodes if wanted else _played(file)
+        episodes = max(options.episodes if wanted else 0, _played(file))
+        most = most or episodes
+        episodes = min(episodes, most)
+        if not episodes:
+            continue
         jobs = [(task, seed) for task in TASKS for seed in range(episodes)]
         side = Side(str(options.policy), words)
         with output.progress(words, unit_bytes=False) as report:
@@ -127,6 +130,8 @@ class OpenLoop:
 def _played(file: Path) -> int:
     """How many episodes of every task a result file has."""
     counts = dict.fromkeys(TASKS, 0)
+    if not file.is_file():
+        return 0
     for line in file.read_text(encoding="utf-8").splitlines()[1:]:
         counts[json.loads(line)["task"]] += 1
     return min(counts.values())
