@@ -51,6 +51,36 @@ class Preset:
         return f"{self.name} ({'measured' if self.evidence else 'unmeasured'})"
 
 
+def known_of(preset: Preset) -> list[tuple[str, str]]:
+    """(fact, words) of a preset's evidence, for people; what it does not hold is left out. Evidence
+    is anybody's JSON: nothing in it is relied on."""
+    evidence = preset.evidence or {}
+    found = []
+    for name, key in (("error", "action_error"), ("error on the search", "action_error_on_search")):
+        rms = _number(evidence.get(key), "rms_of_range")
+        if rms is not None:
+            found.append((name, f"{rms:.2%} of the actions' range, rms"))
+    median, p90 = (_number(evidence.get("latency_ms"), name) for name in ("median_ms", "p90_ms"))
+    speed = _number(evidence, "speedup")
+    if median is not None:
+        words = [f"{median:.4g} ms (median)"]
+        words += [] if p90 is None else [f"{p90:.4g} ms (p90)"]
+        words += [] if speed is None else [f"{speed:.2f} times as fast as exact"]
+        found.append(("time", f"{', '.join(words)}, on {evidence.get('device')!s:.80}"))
+    played = evidence.get("closed_loop")
+    gain, low, high = (_number(played, name) for name in ("difference", "low", "high"))
+    if gain is not None and low is not None and high is not None:
+        found.append(("closed loop", f"{gain:+.1%} against exact ({low:+.1%} to {high:+.1%})"))
+    else:
+        found.append(("closed loop", "unmeasured"))
+    return found
+
+
+def _number(data: object, name: str) -> float | None:
+    value = data.get(name) if isinstance(data, Mapping) else None
+    return float(value) if type(value) in (int, float) else None
+
+
 def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
     """The presets beside the bundle of that digest; none when there is no file. PlanError."""
     path = folder / PRESETS_FILE

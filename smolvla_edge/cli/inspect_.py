@@ -12,6 +12,7 @@ from smolvla_edge.cli import output
 from smolvla_edge.cli.loading import load_policy
 
 if TYPE_CHECKING:
+    from smolvla_edge.bundle import Bundle
     from smolvla_edge.config import ModelConfig
     from smolvla_edge.safetensors_file import TensorEntry
 
@@ -100,13 +101,16 @@ def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         if options["stats"] is not None:
             contract = contract.with_stats(options["stats"])
         found: Any = bundle
-        identity: dict[str, Any] = {"kind": "bundle", "digest": bundle.digest}
+        identity: dict[str, Any] = {
+            "kind": "bundle", "digest": bundle.digest, "presets": _presets(bundle),
+        }  # fmt: skip
         codes: Mapping[str, Any] = bundle.codes
         dead: Mapping[str, TensorEntry] = {}
     else:
         checkpoint = read_checkpoint(path, **options)
         found, contract, dead = checkpoint, checkpoint.contract, checkpoint.dead
-        identity, codes = {"kind": "checkpoint", "digest": None}, {}
+        identity = {"kind": "checkpoint", "digest": None, "presets": []}
+        codes = {}
     tokenizer = options["tokenizer"] or found.tokenizer_file
     return {
         "path": str(found.path),
@@ -120,6 +124,22 @@ def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "dead": {"tensors": len(dead), "bytes": sum(e.nbytes for e in dead.values())},
         "provenance": dict(found.provenance),
     }
+
+
+def _presets(bundle: Bundle) -> list[dict[str, Any]]:
+    from smolvla_edge.plan_words import write_words
+    from smolvla_edge.presets import known_of, read_presets
+
+    return [
+        {
+            "name": preset.name,
+            "words": write_words(preset.plan, bundle.model.num_steps),
+            "plan": preset.plan.to_json(),
+            "evidence": preset.evidence,
+            "lines": known_of(preset),
+        }
+        for preset in read_presets(bundle.path, bundle.digest).values()
+    ]
 
 
 def _layers(model: ModelConfig) -> list[tuple[str, str]]:
@@ -216,6 +236,10 @@ def _print(result: Mapping[str, Any]) -> None:
         output.print_facts("contract", result["contract_lines"])
         output.print_facts("layers", result["layers"])
         _print_parts(result)
+        for preset in result["presets"]:
+            output.print_facts(
+                f"preset {preset['name']}", [("plan", preset["words"]), *preset["lines"]]
+            )
     if "linears" in result:
         _print_linears(result["linears"])
         _print_engine(result["engine"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import benchmark_helpers  # noqa: F401  (puts the repository on the path)
@@ -108,7 +109,8 @@ class Told:
 class TestSpace:
     def test_the_numbers_as_a_plan(self):
         drawn = Told(steps=4, solver="ab2", stops=True, stop=0.012345, caches=True,
-                     threshold=0.0123456, keyframe_every=6, max_age=20, vision=2, expert=1)  # fmt: skip
+                     threshold=0.0123456, keyframe_every=6, max_age=20, vision=2,
+                     expert=1)  # fmt: skip
         plan = space().plan(space().draw(drawn))
         assert plan == Plan(
             steps=4, solver="ab2", stop=0.0123, horizon=2,
@@ -176,7 +178,7 @@ class TestFront:
         points = [(float(10 + i), 0.5 * 0.8**i) for i in range(40)]
         kept = thinned(points, 6, around=points[20][1])
         assert len(kept) == 6 and {0, 19, 20, 39} <= set(kept)
-        assert max(b - a for a, b in zip(kept, kept[1:], strict=False)) <= 14
+        assert max(b - a for a, b in pairwise(kept)) <= 14
         assert thinned(points[:5], 6) == [0, 1, 2, 3, 4]
         assert len(thinned(points, 2, around=points[20][1])) == 2
 
