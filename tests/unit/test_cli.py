@@ -59,6 +59,7 @@ class TestApp:
             "eval",
             "quantize",
             "sensitivity",
+            "influence",
         ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
