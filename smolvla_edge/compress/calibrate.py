@@ -19,7 +19,7 @@ from smolvla_edge.codes import stacked_with
 from smolvla_edge.compress import calibration_state as state
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.errors import NonFiniteError, QuantizationError
-from smolvla_edge.plan import Plan
+from smolvla_edge.healed import least_plan
 from smolvla_edge.policy import Policy
 from smolvla_edge.source import Source
 
@@ -111,7 +111,7 @@ def layer_inputs(
     )  # fmt: skip
     import torch
 
-    policy = Policy(source, backend, Plan.exact(source.model.num_steps))
+    policy = Policy(source, backend, least_plan(source))
     model: Any = backend.model  # type: ignore[attr-defined]
     random = torch.Generator().manual_seed(seed)
     cross = source.model.cross_expert_layers()
