@@ -100,7 +100,7 @@ def layer_inputs(
 ) -> dict[str, LayerInputs]:
     """The inputs of `weights` (canonical names) over all observations; observation i draws its
     noise from seed + i. Hessians are kept for the weights of `hessians`. keep: a file in which an
-    interrupted calibration goes on.
+    interrupted calibration goes on. Layers that healed weights do without have no inputs.
 
     Raises MissingExtraError without torch; QuantizationError for NaN or infinity in a layer's
     input; InputError for an observation that does not fit the policy.
@@ -157,7 +157,8 @@ def layer_inputs(
         state.save(keep, what, tallies, random, len(observations))
     if progress is not None:
         progress(len(observations), len(observations))
-    return {name: _finished(tallies[stacked_with(name, cross)]) for name in weights}
+    found = {name: tallies[stacked_with(name, cross)] for name in weights}
+    return {name: _finished(tally) for name, tally in found.items() if tally.kept}
 
 
 def _finished(tally: Tally) -> LayerInputs:
