@@ -11,8 +11,8 @@
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
-#                       plans: what doing less costs it; compression: what 8 and 4 bits do;
-#                       interop, lerobot-eval: LeRobot's own code on it
+#                       plans: what doing less costs it; skipping: its layers, and healing;
+#                       compression: 8 and 4 bits; interop, lerobot-eval: LeRobot's own code on it
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -269,7 +269,7 @@ test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
 
 # --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
-.PHONY: demo-policy study plans compression interop lerobot-eval
+.PHONY: demo-policy study plans compression skipping interop lerobot-eval
 DEMO_WORK ?= build/demo-policy
 SHIPPED := smolvla_edge/assets/demo_policy
 
@@ -306,6 +306,11 @@ plans: .venv-train/installed.stamp
 compression: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
 	.venv-train/bin/python -m benchmarks.compression $(SHIPPED) $(DEMO_WORK)/compression \
+		--data $(DEMO_WORK)/few $(BENCH_ARGS)
+
+skipping: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m benchmarks.skipping $(SHIPPED) $(DEMO_WORK)/skipping \
 		--data $(DEMO_WORK)/few $(BENCH_ARGS)
 
 interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp

@@ -59,6 +59,8 @@ class TestApp:
             "eval",
             "quantize",
             "sensitivity",
+            "influence",
+            "heal",
         ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
