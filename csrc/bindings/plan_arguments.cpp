@@ -47,6 +47,7 @@ Plan plan_of(const ModelConfig& config, const py::dict& d) {
     take(d, "max_age", p.cache.max_age, source);
     take(d, "dilate", p.cache.dilate, source);
     take(d, "check", p.cache.check, source);
+    take(d, "keep_padding", p.cache.keep_padding, source);
     check_plan(config, p);
     return p;
 }

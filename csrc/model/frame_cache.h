@@ -23,7 +23,7 @@ public:
     // Makes a camera's memory, which a first call would make.
     void prepare(int camera);
     // Makes and starts what calls of such frames will need; forgets what was kept.
-    void record(int camera, const float* pixels, int height, int width, LayerSet skip);
+    void record(int camera, const float* pixels, int height, int width, const Plan& plan);
     void forget();
 
     // The first thing to ask of a frame, `height` x `width` when resized. True: it is the last one
@@ -47,6 +47,7 @@ private:
     };
     Camera& of(int camera);
     int side(const Camera& camera) const;
+    Padding padding(const Frame& frame, int height, int width) const;
 
     const ModelConfig config_;
     Backend& ops_;

@@ -15,9 +15,11 @@ constexpr bool has(LayerSet set, int layer) { return layer < kMaxLayers && (set 
 struct CacheRule {
     float threshold = 0;
     int keyframe_every = 1, max_age = 1, dilate = 1, check = 1;
+    bool keep_padding = false;
     bool operator==(const CacheRule& o) const {
         return threshold == o.threshold && keyframe_every == o.keyframe_every &&
-               max_age == o.max_age && dilate == o.dilate && check == o.check;
+               max_age == o.max_age && dilate == o.dilate && check == o.check &&
+               keep_padding == o.keep_padding;
     }
 };
 

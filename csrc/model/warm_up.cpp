@@ -42,7 +42,7 @@ void Engine::warm_up(const WarmUp& calls, const std::function<void(int, int)>& p
     for (const int camera : calls.cached) {
         one_more();
         if (plan.caching && kept_->serves(height, width))
-            kept_->record(camera, pixels_, height, width, plan.skip_vision);
+            kept_->record(camera, pixels_, height, width, plan);
     }
     one_more();
     std::fill(state_.begin(), state_.end(), 0.0f);

@@ -283,6 +283,7 @@ def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
         "max_age": 1 if cache is None else cache.max_age,
         "dilate": 0 if cache is None else cache.dilate,
         "check": 0 if cache is None else cache.check,
+        "keep_padding": cache is not None and cache.padding,
     }
 
 

@@ -244,7 +244,7 @@ class TorchBackend:
         kept_under = cached_cameras(plan, self.contract, frames, cameras)
         clock.lap("preprocess")
         with torch.inference_mode():
-            images, reports = self._encoded(pixels, kept_under, tokens, plan)
+            images, reports = self._encoded(frames, pixels, kept_under, tokens, plan)
             clock.lap("vision")
             cache = self.model.prefill(images, *prompt, skip=plan.skip.vlm)
             clock.lap("prefix")
@@ -264,6 +264,7 @@ class TorchBackend:
 
     def _encoded(
         self,
+        frames: Sequence[np.ndarray | None],
         pixels: Sequence[torch.Tensor],
         kept_under: Sequence[int | None],
         tokens: np.ndarray,
@@ -272,14 +273,15 @@ class TorchBackend:
         """Image tokens of each frame, and what the token cache did."""
         images: list[torch.Tensor] = []
         reports: list[CacheReport | None] = []
-        for image, place in zip(pixels, kept_under, strict=True):
+        for frame, image, place in zip(frames, pixels, kept_under, strict=True):
             report = None
-            if plan.cache is None or place is None:
+            if plan.cache is None or place is None or frame is None:
                 encoded = self.model.encode_image(image, skip=plan.skip.vision)
             else:
                 camera = self._cameras.setdefault(place, CameraCache())
+                size = None if self.config.resize is None else frame.shape[:2]
                 prompt = tokens.tolist()
-                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache)
+                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache, size)
             images.append(encoded)
             reports.append(report)
         return images, tuple(reports)
