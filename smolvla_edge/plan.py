@@ -34,7 +34,8 @@ class Cache:
     blocks computed in each call, to see how far the reused ones are off.  padding: keep the blocks
     that a letterbox fills with padding alone, whatever else is computed, until nothing kept fits a
     call. Their tokens are then of an older frame: with a threshold of 0 too, only the frame that
-    they are of is exact.
+    they are of is exact.  attended: the blocks that the expert's cross-attention looked at most in
+    the last call, so many of each camera, are computed too.
     """
 
     threshold: float
@@ -44,11 +45,13 @@ class Cache:
     dilate: int = 1
     check: int = 1
     padding: bool = False
+    attended: int = 0
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not self.threshold >= 0:
             raise PlanError(f"cache.threshold must be a number >= 0, got {self.threshold!r}")
-        for name, least in (("keyframe_every", 1), ("max_age", 1), ("dilate", 0), ("check", 0)):
+        least_of = {"keyframe_every": 1, "max_age": 1, "dilate": 0, "check": 0, "attended": 0}
+        for name, least in least_of.items():
             if not _is_count(getattr(self, name), least):
                 raise PlanError(
                     f"cache.{name} must be an integer from {least} to {MAX_COUNT}, "

@@ -14,7 +14,7 @@ JOINT = "+"  # of the items of a list
 STEPS = "/"  # of the lists of skip.reuse, one a step
 # What a cache is when its threshold alone is said.
 CACHE = {"keyframe_every": 10, "max_age": 8}
-_OFF = {"padding": False}  # of a cache: not said
+_OFF = {"padding": False, "attended": 0}  # of a cache: not said
 _PADDING = {"keep": True, "compute": False}
 _MOST_BYTES = 1 << 20  # of a file
 
@@ -136,6 +136,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "cache.dilate": _INT,
     "cache.check": _INT,
     "cache.padding": _padding,
+    "cache.attended": _INT,
     "cache.cameras": _list(str),
 }
 _WRITERS: dict[str, Callable[[Any], str]] = {

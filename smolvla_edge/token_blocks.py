@@ -68,10 +68,16 @@ class CameraBlocks:
         self._age: NDArray[np.int64] = np.zeros(0, np.int64)  # calls since a block was computed
         self._calls = 0  # since the last keyframe; an exact reuse counts in neither
         self._whole = False  # all blocks but kept padding are of one frame
+        self._mass: NDArray[np.float32] | None = None  # of the last call: see attend
 
     def forget(self) -> None:
         """Nothing kept is to be used again: the next call is a keyframe."""
         self._setting = None
+
+    def attend(self, mass: NDArray[np.float32]) -> None:
+        """How much the expert looked at each block [side * side] in the call that was chosen last;
+        the next one computes cache.attended of them, the most looked at."""
+        self._mass = mass
 
     def choose(self, setting: Setting, change_of: Callable[[], NDArray[np.float32]]) -> Choice:
         """The choice of one call; the caller computes it, or calls `forget`.
@@ -79,6 +85,7 @@ class CameraBlocks:
         change_of: -> float32 [side * side], each block's change against the frame it was last
         computed from; asked only when there is such a frame of this setting.
         """
+        mass, self._mass = self._mass, None
         why = self._misfit(setting)
         if why is not None:
             return self._first(setting, why)
@@ -94,6 +101,9 @@ class CameraBlocks:
         changed = ~(change <= np.float32(cache.threshold))  # NaN too
         near = dilated(changed.reshape(setting.side, -1), cache.dilate).ravel()
         wanted = (near | (self._age >= cache.max_age)) & free
+        if mass is not None and np.isfinite(mass).all():
+            order = np.argsort(-mass, kind="stable")
+            wanted[order[free[order]][: cache.attended]] = True
         _add(wanted, free, np.argsort(-self._age, kind="stable"), cache.check)
         count = int(wanted.sum())
         if count > 3 * int(free.sum()) // 4:

@@ -48,6 +48,7 @@ Plan plan_of(const ModelConfig& config, const py::dict& d) {
     take(d, "dilate", p.cache.dilate, source);
     take(d, "check", p.cache.check, source);
     take(d, "keep_padding", p.cache.keep_padding, source);
+    take(d, "attended", p.cache.attended, source);
     check_plan(config, p);
     return p;
 }

@@ -135,6 +135,8 @@ void FrameCache::record(int camera, const float* pixels, int height, int width, 
     }
 }
 
+void FrameCache::attend(int camera, const float* mass) { of(camera).choice.attend(mass); }
+
 Mat FrameCache::tokens(int camera) const {
     const Camera& c = *cameras_[size_t(camera)];
     return c.kept.tokens.top(side(c) * side(c));

@@ -31,6 +31,8 @@ public:
     bool is_known(int camera, const Frame& frame, int height, int width, const Call& call);
     // Brings tokens() up to the frame.
     void update(int camera, const float* pixels, const Call& call);
+    // How much each of its tokens was looked at in the call that updated it.
+    void attend(int camera, const float* mass);
     Mat tokens(int camera) const;
     const CacheReport& report(int camera) const;
 

@@ -1,6 +1,7 @@
 #include "model/token_cache.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 
 namespace smolvla {
@@ -10,7 +11,8 @@ using std::size_t;
 
 TokenCache::TokenCache(int most_blocks) {
     const size_t most = static_cast<size_t>(most_blocks);
-    for (std::vector<int>* list : {&ages_, &chosen_, &order_}) list->reserve(most);
+    for (std::vector<int>* list : {&ages_, &chosen_, &order_, &attended_, &next_attended_})
+        list->reserve(most);
     for (std::vector<char>* list : {&kept_, &changed_, &wanted_}) list->reserve(most);
 }
 
@@ -24,7 +26,10 @@ void TokenCache::look(int height, int width, const int* prompt, int count, const
                : !(rule == rule_) || skip != skip_    ? "plan"
                : !(padding == padding_)               ? "frame size"
                                                       : nullptr;
+    attended_.swap(next_attended_);
+    next_attended_.clear();
     if (!invalid_) return;
+    attended_.clear();
     valid_ = false;
     height_ = height;
     width_ = width;
@@ -108,7 +113,8 @@ void TokenCache::list_others() {
         if (!wanted_[size_t(b)] && !kept_[size_t(b)]) order_.push_back(b);
 }
 
-// Changed blocks and their neighbours, those that are too old, and a few others to look at.
+// Changed blocks and their neighbours, those that are too old or were looked at, and a few others
+// to check.
 void TokenCache::want(const float* change, int side) {
     changed_.assign(size_t(blocks_), 0);
     wanted_.assign(size_t(blocks_), 0);
@@ -120,6 +126,7 @@ void TokenCache::want(const float* change, int side) {
             for (int u = std::max(0, x - reach); u <= std::min(side - 1, x + reach); ++u)
                 wanted_[size_t(v * side + u)] = 1;
     }
+    for (const int b : attended_) wanted_[size_t(b)] = 1;
     for (int b = 0; b < blocks_; ++b) {
         if (ages_[size_t(b)] + 1 >= rule_.max_age) wanted_[size_t(b)] = 1;
         if (kept_[size_t(b)]) wanted_[size_t(b)] = 0;
@@ -146,6 +153,18 @@ void TokenCache::fill_bucket(const float* change) {
                           return older != 0 ? older > 0 : a < b;
                       });
     for (int i = 0; i < size - count; ++i) wanted_[size_t(order_[size_t(i)])] = 1;
+}
+
+void TokenCache::attend(const float* mass) {
+    order_.clear();
+    for (int b = 0; b < blocks_; ++b) {
+        if (!std::isfinite(mass[b])) return;
+        if (!kept_[size_t(b)]) order_.push_back(b);
+    }
+    const auto end = order_.begin() + std::min(ptrdiff_t{rule_.attended}, ptrdiff_t{free_});
+    std::partial_sort(order_.begin(), end, order_.end(),
+                      [&](int a, int b) { return mass[a] != mass[b] ? mass[a] > mass[b] : a < b; });
+    next_attended_.assign(order_.begin(), end);
 }
 
 void TokenCache::done(Work work) {

@@ -58,6 +58,8 @@ public:
     }
     // What was decided has been done.
     void done(Work work);
+    // How much each block was looked at in this call; the most looked at are wanted in the next.
+    void attend(const float* mass);
     const CacheReport& report() const { return report_; }
     void set_drift(float drift) { report_.drift = drift; }
 
@@ -81,6 +83,7 @@ private:
     LayerSet skip_ = 0;
     CacheRule rule_;
     std::vector<int> prompt_, ages_, chosen_, order_;
+    std::vector<int> attended_, next_attended_;  // blocks
     std::vector<char> kept_, changed_, wanted_;  // kept: as padding
     const char* invalid_ = nullptr;              // why
     CacheReport report_;

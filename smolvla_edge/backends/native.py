@@ -284,6 +284,7 @@ def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
         "dilate": 0 if cache is None else cache.dilate,
         "check": 0 if cache is None else cache.check,
         "keep_padding": cache is not None and cache.padding,
+        "attended": 0 if cache is None else cache.attended,
     }
 
 

@@ -85,6 +85,11 @@ class CameraCache:
             report = CacheReport(choice.keyframe, choice.why, choice.dirty, choice.oldest, drift)
             return self._tokens, report
 
+    def attend(self, mass: Tensor) -> None:
+        """How much the expert looked at each image token [t] of the call before."""
+        with self._lock:
+            self._blocks.attend(mass.cpu().numpy())
+
     def _change(self, model: SmolVLA, pixels: Tensor) -> np.ndarray:
         patch, scale = model.config.patch_size, model.config.scale_factor
         return block_change(pixels, self._reference, patch, scale).cpu().numpy()

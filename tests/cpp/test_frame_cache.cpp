@@ -222,6 +222,51 @@ void test_padding(const Robot& robot) {
     }
 }
 
+// What the expert looked at in a call is computed in the next; the first two of four blocks here,
+// whichever they are.
+void test_attended(const Robot& robot) {
+    const auto one = robot.engine(1), two = robot.engine(2), plain = robot.engine();
+    const std::vector<uint8_t> a = picture(1), noisy = changed(a, 1, 1);
+    CacheReport report, other;
+    const auto both = [&](const std::vector<uint8_t>& frame, const CacheRule& r) {
+        const std::vector<float> got = robot.see(*one, frame, &r, &report);
+        CHECK(robot.see(*two, frame, &r, &other) == got);
+        CHECK(report.dirty == other.dirty && report.oldest == other.oldest);
+        return got;
+    };
+    CacheRule rule{0.01f, 100, 100, 0, 0};
+    const std::vector<float> unseen = both(a, rule);
+    rule.attended = 2;
+    const std::vector<float> exact = both(a, rule);
+    CHECK(exact == unseen && why(report) == "plan");
+    both(a, rule);
+    CHECK(report.dirty == 0);  // the very frame: nothing is newer
+    both(noisy, rule);
+    CHECK(report.dirty == 0.5f && report.drift >= 0 && report.oldest == 1);
+    both(noisy, rule);
+    CHECK(report.dirty == 0.5f);
+    one->reset(), two->reset();
+    both(noisy, rule);
+    both(a, rule);
+    CHECK(report.dirty == 0.5f);  // of the first call after the reset
+    // More than three quarters are all; of two that can change, so is any.
+    rule.attended = 4;
+    both(a, rule);
+    CHECK(both(noisy, rule) == robot.see(*plain, noisy, nullptr) && why(report) == "scene");
+    rule.attended = 1;
+    rule.keep_padding = true;
+    std::vector<float> thin[2];
+    for (std::vector<float>& got : thin) {
+        one->reset();
+        robot.see(*one, a, &rule, &report, 0, 3, 32);
+        got = robot.see(*one, noisy, &rule, &report, 0, 3, 32);
+        CHECK(report.dirty == 0.25f);
+    }
+    CHECK(thin[0] == thin[1]);
+    rule.attended = -1;
+    CHECK_THROWS(both(a, rule), input);
+}
+
 // A frame of NaN gives no action, and no trace of it is kept.
 void test_failure(const Robot& robot) {
     const auto e = robot.engine(), plain = robot.engine();
@@ -293,6 +338,7 @@ int main() {
     test_some_blocks(robot);
     test_ages(robot);
     test_padding(robot);
+    test_attended(robot);
     test_failure(robot);
     return report("frame_cache");
 }

@@ -93,6 +93,11 @@ std::vector<Answer> watch(Engine& e) {
     film.brighten(7, 60), look();
     film.frames[0].height = kSide / 2, look();  // frame size
     film.brighten_first(8, 50), look();
+    plan.cache.attended = 3;
+    look();                                                 // plan
+    for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // what was looked at
+    plan.reuse = {0, 0b1111};
+    for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // which the last step does not say
     return all;
 }
 
@@ -214,12 +219,13 @@ void test_nothing_is_made_after_warm_up() {
     const Weights weights(c);
     const Policy policy;
     Plan adaptive = exact_plan(8, 3), mixed = exact_plan(8, 2);
+    adaptive.cache.attended = 2;
     adaptive.adaptive = true, adaptive.high = 1, adaptive.low = -1;
     mixed.ab2 = true, mixed.warm_start = 0.5f, mixed.stop = 0, mixed.reuse = {0, 0b0110};
     for (const Plan& bare : {adaptive, mixed}) {
         Plan plan = bare;
         plan.caching = true;
-        plan.cache = {0.05f, 100, 100, 0, 0};
+        plan.cache = {0.05f, 100, 100, 0, 0, false, bare.cache.attended};
         const auto e = policy.on_gpu(c, weights, Compute::bfloat16);
         int calls = 0, last = -1, all = 0;
         e->warm_up({kSide, kSide, plan, {0, 1}}, [&](int done, int of) {

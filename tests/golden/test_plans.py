@@ -238,6 +238,34 @@ class TestCache:
             assert report.dirty == (0.75 if name == "late" else 1)
         assert np.abs(seen["late"] - seen["early"]).max() > 10 * BOUND
 
+    @pytest.mark.parametrize(
+        "more",
+        [
+            Plan(steps=4),
+            Plan(steps=6, stop=0.5),
+            Plan(steps=6, adaptive=(1.0, 0.0), horizon=5),
+            Plan(steps=2, skip=Skip(expert=(1,), reuse=((), (0,)))),
+            Plan(steps=2, skip=Skip(reuse=((), (1, 3)))),
+        ],
+        ids=["", "stop", "adaptive", "reuse", "reuse all"],
+    )
+    def test_attended(self, pair: tuple[Any, Any], source: Source, more: Plan) -> None:
+        """What flickers is computed where the expert looked, the same blocks by both."""
+        rule = replace(CACHE, attended=3, padding=True)
+        random = np.random.default_rng(2)
+        first, second = frame(1)[:48], frame(2)
+        dirty = set()
+        for call in range(8):
+            first, second = (
+                np.minimum(x, 250) + random.integers(0, 3, x.shape, np.uint8)
+                for x in (first, second)
+            )
+            frames = [first, None if call == 4 else second]
+            reports, _ = self.see(pair, source, frames, replace(more, cache=rule))
+            dirty |= {report.dirty for report in reports[:1]} if call else set()
+        looked = more.skip.reuse != ((), (1, 3))  # those of cross-attention
+        assert dirty == ({0.25} if looked else {0.0})
+
     def test_without_padding_nothing_differs(self, pair: tuple[Any, Any], source: Source) -> None:
         native, answers = pair[0], []
         for padding in (False, True):
