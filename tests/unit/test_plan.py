@@ -91,7 +91,9 @@ class TestValues:
         with pytest.raises(PlanError, match=r"cache\.cameras"):
             Cache(0.1, 1, 1, (3,))  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("value", [{"dilate": -1}, {"dilate": 1.0}, {"check": -1}])
+    @pytest.mark.parametrize(
+        "value", [{"dilate": -1}, {"dilate": 1.0}, {"check": -1}, {"padding": 1}, {"attended": -1}]
+    )
     def test_cache_by_name(self, value: dict[str, Any]) -> None:
         with pytest.raises(PlanError, match=rf"cache\.{next(iter(value))}"):
             Cache(0.1, 1, 1, **value)
