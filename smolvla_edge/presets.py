@@ -78,7 +78,9 @@ def known_of(preset: Preset) -> list[tuple[str, str]]:
 
 def _number(data: object, name: str) -> float | None:
     value = data.get(name) if isinstance(data, Mapping) else None
-    return float(value) if type(value) in (int, float) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
