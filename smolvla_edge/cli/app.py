@@ -1,7 +1,7 @@
 """The application: verbs, help, exit codes, and how errors reach a person.
 
-Exit codes: 0 done, 1 verify or doctor found a failure, 2 wrong usage or refused, 70 an error inside
-smolvla-edge (a bug), 130 Ctrl-C, 141 the reader of our output went away.
+Exit codes: 0 done, 1 verify or doctor found a failure or tune no plan that fits, 2 wrong usage or
+refused, 70 an error inside smolvla-edge (a bug), 130 Ctrl-C, 141 our output has no reader any more.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ With a policy of your own (a LeRobot checkpoint folder, or a Hub id):
       --state 0,0,0,0,0,0 --task "pick up the cup"
 
 Every verb explains itself: smolvla-edge run --help. Exit codes: 0 done, 1 verify or doctor found
-a failure, 2 wrong usage or refused, 70 an error inside smolvla-edge. Messages and progress go to
-stderr, results to stdout, as JSON with --json.
+a failure or tune no plan that fits, 2 wrong usage or refused, 70 an error inside smolvla-edge.
+Messages and progress go to stderr, results to stdout, as JSON with --json.
 """
 
 

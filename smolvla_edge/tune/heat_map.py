@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Picture = NDArray[np.float32]
+_UNSAID = ("Creator", "Date", "Format", "Type")  # what matplotlib would write into the file
 _STRIP = 6  # successive frames shown one by one
 
 
@@ -54,8 +56,8 @@ class Computed:
 def computed(source: Source, plan: Plan, frames: Sequence[Observation], camera: str) -> Computed:
     """What a plan with a cache computes of one camera over successive observations.
 
-    Raises InputError for a plan or camera without a cache, no frames, and frames whose patches are
-    not a square of whole blocks (they are computed whole).
+    camera: the model's name of it. Raises InputError for a plan or camera without a cache, no
+    frames, and frames whose patches are not a square of whole blocks (they are computed whole).
     """
     cache = plan.cache
     if cache is None or (cache.cameras is not None and camera not in cache.cameras) or not frames:
@@ -79,12 +81,19 @@ def computed(source: Source, plan: Plan, frames: Sequence[Observation], camera: 
         setting = Setting(
             (height, width), side, _prompt(source, seen.task), plan.skip.vision, cache
         )
-        kept = reference
-        choice = blocks.choose(setting, lambda p=pixels, k=kept: block_change(p, k, model))  # type: ignore[misc]
+        choice = blocks.choose(setting, partial(block_change, pixels, reference, model))
         reference = _refreshed(reference, pixels, choice, side, block)
         pictures.append((pixels.transpose(1, 2, 0) + 1) / 2)
         choices.append(choice)
     return Computed(tuple(pictures), tuple(choices), side)
+
+
+def has_blocks(model: ModelConfig) -> bool:
+    """Whether every frame, once resized, is a square of whole blocks."""
+    if model.resize is None:
+        return False
+    columns, rows = (side // model.patch_size for side in model.resize)
+    return columns == rows and rows % model.scale_factor == 0
 
 
 def block_change(pixels: Picture, reference: Picture, model: ModelConfig) -> Picture:
@@ -122,12 +131,12 @@ def draw(seen: Computed, title: str = "") -> str:
 
 
 def svg(figure: Figure) -> str:
-    """A figure as an <svg> element, with no date in it and the same names each time."""
+    """A figure as an <svg> element, the same each time: no date, no names made at random."""
     import matplotlib
 
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "smolvla-edge"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(_UNSAID))
     text = stream.getvalue()
     return text[text.index("<svg") :]
 

@@ -9,7 +9,6 @@ from smolvla_edge.tune import heat_map, pictures
 from smolvla_edge.tune.finalists import Finalist
 from smolvla_edge.tune.front import measured_front
 from smolvla_edge.tune.played import Played
-from smolvla_edge.tune.streams import Stream
 from smolvla_edge.tune.tuning import Tuned
 
 _STYLE = """
@@ -122,16 +121,16 @@ def _closed_loop(found: Tuned, played: Sequence[Played]) -> list[str]:
 def _cache(found: Tuned) -> list[str]:
     """The token cache of the choice, or else of the fastest finalist that has one."""
     shown = _shown(found)
-    source = found.sources[shown.candidate.source] if shown is not None else None
-    if shown is None or source is None or source.model.resize is None:
+    if shown is None or not heat_map.has_blocks(found.reference.model):
         return []
-    stream = _longest(found.streams.search)
-    cache = shown.plan.cache
-    cameras = source.contract.robot_cameras()
-    if cache is not None and cache.cameras is not None:
-        cameras = [name for name in cameras if name in cache.cameras]
+    source, cache = found.sources[shown.candidate.source], shown.plan.cache
+    stream = max(found.streams.search, key=len)
+    seeing = source.contract.select_frames(stream.frames[0].images)
     parts = ["<h2>The token cache, on one stream</h2>", f"<p>{escape(found.words(shown))}</p>"]
-    for camera in cameras:
+    for camera, frame in seeing:
+        watched = cache is not None and (cache.cameras is None or camera in cache.cameras)
+        if frame is None or not watched:
+            continue
         seen = heat_map.computed(source, shown.plan, stream.frames, camera)
         title = f"{camera}, episode {stream.episode}: {stream.frames[0].task}"
         parts.append(heat_map.draw(seen, title))
@@ -143,7 +142,3 @@ def _shown(found: Tuned) -> Finalist | None:
     if found.chosen in cached:
         return found.chosen
     return min(cached, key=lambda one: one.latency.median_ms, default=None)
-
-
-def _longest(streams: Sequence[Stream]) -> Stream:
-    return max(streams, key=len)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from smolvla_edge.compress.evidence import ActionError, check_alike
 from smolvla_edge.compress.skip import Influence, LayerInfluence, rank_layers
@@ -21,7 +24,7 @@ from smolvla_edge.tune.judge import exact_actions
 from smolvla_edge.tune.search import BATCH, Search, Trial
 from smolvla_edge.tune.space import Space, find_knobs
 from smolvla_edge.tune.storage import check_names, is_shared, open_storage, study_of
-from smolvla_edge.tune.streams import Streams, read_streams
+from smolvla_edge.tune.streams import Stream, Streams, read_streams
 from smolvla_edge.tune.workers import Bench, Workers
 from smolvla_edge.version import __version__
 
@@ -82,33 +85,33 @@ class Tuned:
 def tune(request: Request, report: Report = lambda what, done, total: None) -> Tuned:
     """Search, measure, choose. Raises InputError for bundles that are not alike, a bundle named
     twice, and a storage of something else; and what loading, reading and predicting raise."""
+    find_knobs(request.only)
     sources = tuple(open_source(path) for path in request.bundles)
     reference = sources[0] if request.reference is None else open_source(request.reference)
     rows = _check(sources, reference)
     names = [fingerprint(path) for path in request.bundles]
     if len(set(names)) < len(names):
         raise InputError("expected different bundles, got one of them twice")
-    streams = read_streams(
-        request.frames, reference.contract, rows, request.streams,
-        rename=request.rename, progress=partial(report, "reading frames"),
-    )  # fmt: skip
-    every = (*streams.search, *streams.held_out)
-    exact = exact_actions(
-        reference, every, request.seed, rows,
-        threads=request.threads, progress=partial(report, "the exact policy in float32"),
-    )  # fmt: skip
-    count = sum(map(len, streams.search))
-    identity = {
-        "smolvla_edge": __version__,
-        "reference": fingerprint(request.reference or request.bundles[0]),
-        "frames": streams.digest(),
-        "seed": request.seed,
-        "batch": BATCH,
-        "knobs": list(find_knobs(request.only)),
-    }
     with open_storage(request.storage) as storage:
         check_names(storage, names)
+        streams = read_streams(
+            request.frames, reference.contract, rows, request.streams,
+            rename=request.rename, progress=partial(report, "reading frames"),
+        )  # fmt: skip
+        identity = {
+            "smolvla_edge": __version__,
+            "reference": fingerprint(request.reference or request.bundles[0]),
+            "frames": streams.digest(),
+            "seed": request.seed,
+            "batch": BATCH,
+            "knobs": list(find_knobs(request.only)),
+        }
         studies = [study_of(storage, name, {**identity, "bundle": name}) for name in names]
+        exact = exact_actions(
+            reference, (*streams.search, *streams.held_out), request.seed, rows,
+            threads=request.threads, progress=partial(report, "the exact policy in float32"),
+        )  # fmt: skip
+        count = sum(map(len, streams.search))
         influence = _influence(studies[0], sources[0], streams, request, report)
         ranking = {} if influence is None else {p: influence.order(p) for p in influence.parts}
         space = Space.of(reference.model, rows, ranking, request.only)
@@ -122,16 +125,13 @@ def tune(request: Request, report: Report = lambda what, done, total: None) -> T
                 search.run(request.trials, workers.evaluate, partial(report, what))
             trials.append(tuple(search.trials()))
     candidates = candidates_of(trials, sources, request.budget)
-    held = Bench("", streams.held_out, exact[count:], request.seed)
-    finalists, ran = _measure(request, sources, candidates, held, report)
+    finalists, ran = _measure(request, sources, candidates, streams.held_out, exact[count:], report)
     choice = choose(finalists, request.budget)
     report("the chosen plan once more", 0, 1)
     chosen = finalists[choice.number]
-    error = (
-        Bench(request.bundles[chosen.candidate.source], streams.search, exact[:count], request.seed)
-        .judge(request.threads)(chosen.plan)
-        .error
-    )
+    path = request.bundles[chosen.candidate.source]
+    bench = Bench(path, streams.search, exact[:count], request.seed)
+    error = bench.judge(request.threads)(chosen.plan).error
     report("the chosen plan once more", 1, 1)
     return Tuned(
         request, sources, reference, streams, rows, space, influence, tuple(trials),
@@ -195,18 +195,19 @@ def _measure(
     request: Request,
     sources: Sequence[Source],
     candidates: Sequence[Candidate],
-    held: Bench,
+    streams: tuple[Stream, ...],
+    exact: NDArray[np.float32],
     report: Report,
 ) -> tuple[list[Finalist], Mapping[str, Any]]:
     errors: dict[int, ActionError] = {}
     for number, path in enumerate(request.bundles):  # one bundle in memory at a time
-        judge = replace(held, policy=path).judge(request.threads)
+        judge = Bench(path, streams, exact, request.seed).judge(request.threads)
         for i, one in enumerate(candidates):
             if one.source == number:
                 report("the finalists on held-out frames", len(errors), len(candidates))
                 errors[i] = judge(one.plan).error
     latencies, ran = time_all(
-        sources, candidates, held.streams, request.calls, request.seed,
+        sources, candidates, streams, request.calls, request.seed,
         threads=request.threads, progress=partial(report, "timing the finalists in turn"),
     )  # fmt: skip
     base = latencies[0].median_ms
