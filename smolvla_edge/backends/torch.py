@@ -346,7 +346,7 @@ class TorchBackend:
         for i, frame in enumerate(frames):
             if frame is None:
                 continue
-            values = torch.from_numpy(frame).to(self.device)
+            values = torch.from_numpy(np.array(frame)).to(self.device)  # as in _tensor
             if values.dtype == torch.uint8:
                 values = values.float() / 255
             pixels[i] = letterbox(values.permute(2, 0, 1)[None].contiguous(), self.config.resize)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from smolvla_edge.backends.native import NativeBackend, load_core
 from smolvla_edge.compress.observations import Observation, Observations
 from smolvla_edge.errors import BackendError, InputError
+from smolvla_edge.healed import least_plan
 from smolvla_edge.noise import normal
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy
@@ -48,7 +49,8 @@ _MOST_OPERATIONS = 1 << 18  # SmolVLA's ten steps are about 2000
 class Subject:
     """A policy that is measured, on the native engine's CPU kernels.
 
-    plan: the exact one when not given.  compute: the arithmetic in place of the source's own.
+    plan: the exact one (of healed weights, what they do without) when not given.  compute: the
+    arithmetic in place of the source's own.
     Observations follow no others: nothing is kept from one to the next. Raises what loading raises,
     PlanError for a plan that does not fit.
     """
@@ -66,7 +68,7 @@ class Subject:
             source.model, source.tensors, source.contract,
             threads=threads, compute=compute or source.compute,
         )  # fmt: skip
-        self._use(plan or Plan.exact(source.model.num_steps))
+        self._use(plan or least_plan(source))
 
     def under(self, plan: Plan) -> Subject:
         """The same policy under another plan, on the same engine. Raises PlanError."""

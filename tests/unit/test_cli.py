@@ -60,6 +60,7 @@ class TestApp:
             "quantize",
             "sensitivity",
             "influence",
+            "heal",
         ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
