@@ -12,7 +12,7 @@
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
 #                       interop, lerobot-eval: LeRobot's own code on it; compression: what
-#                       8 and 4 bits cost it
+#                       8 and 4 bits cost it; skipping: what its layers do, and healing
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -262,7 +262,7 @@ test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
 
 # --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
-.PHONY: demo-policy study compression interop lerobot-eval
+.PHONY: demo-policy study compression skipping interop lerobot-eval
 DEMO_WORK ?= build/demo-policy
 SHIPPED := smolvla_edge/assets/demo_policy
 
@@ -294,6 +294,11 @@ study: .venv-train/installed.stamp
 compression: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
 	.venv-train/bin/python -m benchmarks.compression $(SHIPPED) $(DEMO_WORK)/compression \
+		--data $(DEMO_WORK)/few $(BENCH_ARGS)
+
+skipping: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m benchmarks.skipping $(SHIPPED) $(DEMO_WORK)/skipping \
 		--data $(DEMO_WORK)/few $(BENCH_ARGS)
 
 interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp
