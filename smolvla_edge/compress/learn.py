@@ -93,7 +93,8 @@ def learn(
         loss = loss_of([samples[i] for i in next(batches)])
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
-                f"the loss became {float(loss.detach())} in step {step}: expected a number; try a lower rate"
+                f"the loss became {float(loss.detach())} in step {step}: expected a finite one; "
+                "try a lower rate"
             )
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
