@@ -245,7 +245,7 @@ class TestRun:
     @pytest.mark.parametrize(
         "more",
         [
-            ["--plan", "fast"],
+            ["--plan", "quick"],
             ["--backend", "gpu"],
             ["--threads", "0"],
             ["--seed", "-1"],

@@ -74,7 +74,7 @@ class TestEval:
     def test_wrong_words_are_refused(self, cli, policy, tmp_path):
         need_simulator()
         refused(cli("eval", policy, "--tasks", "juggle"), "tasks: expected some of", "juggle")
-        refused(cli("eval", policy, *SHORT, "--plan", "fast"), "plan must be a Plan")
+        refused(cli("eval", policy, *SHORT, "--plan", "quick"), "plan must be a Plan")
         refused(cli("eval", policy, *SHORT, "--against", "n_action_steps=x"), "expected a number")
         refused(cli("eval", policy, *SHORT, "--n-action-steps", "9"), "expected 1 to 8")
         refused(cli("eval", policy, "--size", "64"), "expected WIDTHxHEIGHT")

@@ -252,6 +252,7 @@ def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path
     pairs = {words: line["against_base"] for words, line in found.items()}
     assert pairs["horizon=4"] is None
     assert pairs["horizon=4,steps=1"]["pairs"] == 4 and pairs[more]["pairs"] == 6
+    table = (out / "plans.md").read_text()
     # Fewer are asked for now: what was played more of keeps its pairs; half a line waits.
     part = (out / "horizon=4.jsonl").read_text().splitlines()[:2]
     (out / "horizon=4_steps=2.jsonl").write_text("\n".join(part) + "\n")
@@ -264,7 +265,6 @@ def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path
     assert errors[0] == 0 < min(errors[1:])
     work = [line["open_loop"]["work"] for line in found.values()]
     assert max(work) < 1 and work[0] == max(work)
-    table = (out / "plans.md").read_text()
     assert "| `horizon=4,steps=1` | 0% | +0.0% (" in table and "| 4 | 1.0 | 100 % |" in table
     assert f"`{more}`" in table and "steps=2" not in table
 

@@ -158,7 +158,7 @@ def test_damaged_results_are_refused(policy, tmp_path, line):
 @pytest.mark.parametrize(
     "side, complaint",
     [
-        ({"plan": "fast"}, "plan must be a Plan or one of: exact"),
+        ({"plan": "quick"}, "plan must be a Plan or one of: exact"),
         ({"plan": "speed=2"}, "expected exact, a preset, a .json file, or words like steps="),
         ({"plan": "steps=two"}, "steps: expected a number, got 'two'"),
         ({"plan": "late_state=yes"}, "expected true or false"),
