@@ -66,7 +66,7 @@ def known_of(preset: Preset) -> list[tuple[str, str]]:
 
 def _number(data: object, name: str) -> float | None:
     value = data.get(name) if isinstance(data, Mapping) else None
-    return float(value) if type(value) in (int, float) else None
+    return float(value) if isinstance(value, int | float) and value == value else None
 
 
 def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
