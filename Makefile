@@ -5,14 +5,14 @@
 #   make demo      a trained policy at work in a simulator      about 5 minutes the first time
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
-#   make bench-ops, bench-micro, bench-precision                benchmarks/README.md says what
+#   make bench-ops, bench-micro, bench-precision, bench-reuse, bench-stream      benchmarks/README.md
 #   make gpu       on a GPU: build, tests, sanitizer, benchmarks, in parts of under 10 minutes
 #   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
 #   make test-aarch64   cross-built tests and wheel for ARM, under qemu    may install with apt
 #   make demo-policy    make data and train the shipped policy (hours); study: its published tables;
-#                       interop, lerobot-eval: LeRobot's own code on it; compression: what
-#                       8 and 4 bits cost it
+#                       plans: what doing less costs it; skipping: its layers, and healing;
+#                       compression: 8 and 4 bits; interop, lerobot-eval: LeRobot's own code on it
 #   make lint      style and types
 #   make clean     remove the environments, the build and dist/
 
@@ -185,6 +185,13 @@ bench-micro: .venv-bench/installed.stamp
 bench-precision: .venv-bench/installed.stamp $(LEROBOT)
 	.venv-bench/bin/python -m benchmarks.precision $(BENCH_ARGS)
 
+bench-reuse: .venv-bench/installed.stamp
+	.venv-bench/bin/python -m benchmarks.reuse $(or $(BENCH_ARGS),--recipe balanced)
+
+# Frames come from the simulator.
+bench-stream: .venv-train/installed.stamp $(LEROBOT)
+	.venv-train/bin/python -m benchmarks.stream $(or $(BENCH_ARGS),--plan fast)
+
 # --- gpu: everything that needs one; on a machine without a network: tools/gpu/README.md ------------
 .PHONY: gpu
 .venv-gpu/installed.stamp: .venv-gpu/venv.stamp constraints.txt pyproject.toml
@@ -262,7 +269,7 @@ test-aarch64-%: build/aarch64/cpp.stamp build/aarch64/venv-test.stamp
 	tools/aarch64/test.sh build/aarch64 .venv-wheel/bin/ctest $* $(ISAS_$*)
 
 # --- the demo policy: data, training, its tables, and LeRobot on it --------------------------------
-.PHONY: demo-policy study compression interop lerobot-eval
+.PHONY: demo-policy study plans compression skipping interop lerobot-eval
 DEMO_WORK ?= build/demo-policy
 SHIPPED := smolvla_edge/assets/demo_policy
 
@@ -291,9 +298,19 @@ study: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.study $(SHIPPED) $(DEMO_WORK)/study \
 		--data $(DEMO_WORK)/few $(STUDY_ARGS)
 
+plans: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m tools.demo_policy.plans $(SHIPPED) $(DEMO_WORK)/plans \
+		--data $(DEMO_WORK)/few $(STUDY_ARGS)
+
 compression: .venv-train/installed.stamp
 	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
 	.venv-train/bin/python -m benchmarks.compression $(SHIPPED) $(DEMO_WORK)/compression \
+		--data $(DEMO_WORK)/few $(BENCH_ARGS)
+
+skipping: .venv-train/installed.stamp
+	.venv-train/bin/python -m tools.demo_policy.generate $(DEMO_WORK)/few --demonstrations 3
+	.venv-train/bin/python -m benchmarks.skipping $(SHIPPED) $(DEMO_WORK)/skipping \
 		--data $(DEMO_WORK)/few $(BENCH_ARGS)
 
 interop: .venv-train/installed.stamp $(RIVALS)/lerobot/.venv/venv.stamp

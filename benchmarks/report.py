@@ -96,7 +96,13 @@ def sections_of(run: dict[str, Any]) -> list[Section]:
     """The tables of a result, by its kind. Raises ValueError for an unknown kind or format."""
     if run.get("format") != FORMAT:
         raise ValueError(f"expected a result of format {FORMAT}, got {run.get('format')!r}")
-    from benchmarks import end_to_end_tables, libraries_tables, precision_tables, reuse_tables
+    from benchmarks import (
+        end_to_end_tables,
+        libraries_tables,
+        precision_tables,
+        reuse_tables,
+        stream_tables,
+    )
     from benchmarks.gpu import micro_tables
 
     kinds: dict[str, Callable[[dict[str, Any]], list[Section]]] = {
@@ -105,6 +111,7 @@ def sections_of(run: dict[str, Any]) -> list[Section]:
         "libraries": libraries_tables.sections,
         "precision": precision_tables.sections,
         "reuse": reuse_tables.sections,
+        "stream": stream_tables.sections,
     }
     if run.get("kind") not in kinds:
         raise ValueError(f"kind: expected one of {', '.join(kinds)}, got {run.get('kind')!r}")

@@ -10,11 +10,12 @@ from typing import Any
 class CacheReport:
     """See token_blocks.py for how it comes about.
 
-    keyframe: every token was computed, `why` says for what reason: "first", "frame size", "prompt",
-    "plan", "changed", "every n" or "scene".  dirty: the part of the tokens that was computed: 1.0
-    at a keyframe, 0.0 where all were reused.  oldest: calls since the oldest token in use was
-    computed.  drift: the largest relative error that reusing a token would have meant, of those
-    that were computed although they did not change; None when there are none.
+    keyframe: every token was computed but kept padding, `why` says for what reason: "first",
+    "frame size", "prompt", "plan" (padding too), "changed", "every n" or "scene".  dirty: the part
+    of the tokens that was computed: 0.0 where all were reused.  oldest: calls since the oldest
+    token in use was computed, kept padding aside.  drift: the largest relative error that reusing a
+    token would have meant, of those that were computed although they did not change; None when
+    there are none.
     """
 
     keyframe: bool

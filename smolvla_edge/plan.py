@@ -31,7 +31,11 @@ class Cache:
     cache is exact: an identical frame reuses everything, any other none.  keyframe_every: calls
     from one full computation to the next.  max_age: the same of a block.  cameras: names, None for
     all.  dilate: blocks around a changed one that are computed with it.  check: unchanged
-    blocks computed in each call, to see how far the reused ones are off.
+    blocks computed in each call, to see how far the reused ones are off.  padding: keep the blocks
+    that a letterbox fills with padding alone, whatever else is computed, until nothing kept fits a
+    call. Their tokens are then of an older frame: with a threshold of 0 too, only the frame that
+    they are of is exact.  attended: the blocks that the expert's cross-attention looked at most in
+    the last call, so many of each camera, are computed too.
     """
 
     threshold: float
@@ -40,16 +44,21 @@ class Cache:
     cameras: tuple[str, ...] | None = None
     dilate: int = 1
     check: int = 1
+    padding: bool = False
+    attended: int = 0
 
     def __post_init__(self) -> None:
         if not _is_number(self.threshold) or not self.threshold >= 0:
             raise PlanError(f"cache.threshold must be a number >= 0, got {self.threshold!r}")
-        for name, least in (("keyframe_every", 1), ("max_age", 1), ("dilate", 0), ("check", 0)):
+        least_of = {"keyframe_every": 1, "max_age": 1, "dilate": 0, "check": 0, "attended": 0}
+        for name, least in least_of.items():
             if not _is_count(getattr(self, name), least):
                 raise PlanError(
                     f"cache.{name} must be an integer from {least} to {MAX_COUNT}, "
                     f"got {getattr(self, name)!r}"
                 )
+        if not isinstance(self.padding, bool):
+            raise PlanError(f"cache.padding must be True or False, got {self.padding!r}")
         if self.cameras is not None:
             names = _tuple(self.cameras, "cache.cameras")
             if not all(isinstance(name, str) for name in names):

@@ -24,6 +24,11 @@ def check_fit(plan: Plan, model: ModelConfig, contract: Contract) -> None:
     for where, layers, count in named:
         if layers and layers[-1] >= count:
             raise PlanError(f"{where}: layer {layers[-1]} of {count}; they are counted from 0")
+    if plan.cache is not None and plan.cache.attended and not model.cross_expert_layers():
+        raise PlanError(
+            "cache.attended needs an expert with cross-attention layers, and this one has none; "
+            "remove it from the plan"
+        )
     if plan.cache is not None and plan.cache.cameras is not None:
         unknown = [name for name in plan.cache.cameras if name not in contract.cameras]
         if unknown:

@@ -14,6 +14,8 @@ JOINT = "+"  # of the items of a list
 STEPS = "/"  # of the lists of skip.reuse, one a step
 # What a cache is when its threshold alone is said.
 CACHE = {"keyframe_every": 10, "max_age": 8}
+_OFF = {"padding": False, "attended": 0}  # of a cache: not said
+_PADDING = {"keep": True, "compute": False}
 _MOST_BYTES = 1 << 20  # of a file
 
 
@@ -62,7 +64,10 @@ def write_words(plan: Plan, num_steps: int) -> str:
         if outer == "cache" and given["cache"] is None:
             continue
         value = given[outer][inner] if outer else given[inner]
-        default = None if outer == "cache" else usual[outer][inner] if outer else usual[inner]
+        if outer == "cache":
+            default = _OFF.get(inner)
+        else:
+            default = usual[outer][inner] if outer else usual[inner]
         if value != default:
             words.append(f"{name}={write(value)}")
     return ",".join(words) or "exact"
@@ -90,6 +95,12 @@ def _truth(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError(f"expected true or false, got {text!r}")
     return text == "true"
+
+
+def _padding(text: str) -> bool:
+    if text not in _PADDING:
+        raise ValueError(f"expected {' or '.join(_PADDING)}, got {text!r}")
+    return _PADDING[text]
 
 
 def _list(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -124,11 +135,14 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "cache.max_age": _INT,
     "cache.dilate": _INT,
     "cache.check": _INT,
+    "cache.padding": _padding,
+    "cache.attended": _INT,
     "cache.cameras": _list(str),
 }
 _WRITERS: dict[str, Callable[[Any], str]] = {
     **dict.fromkeys(_READERS, str),
     "late_state": _lower,
+    "cache.padding": {kept: word for word, kept in _PADDING.items()}.__getitem__,
     "skip.reuse": lambda steps: STEPS.join(_joined(layers) for layers in steps),
     **dict.fromkeys(
         ("schedule", "adaptive", "skip.vision", "skip.vlm", "skip.expert", "cache.cameras"), _joined

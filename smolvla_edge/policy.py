@@ -24,6 +24,7 @@ from smolvla_edge.chunk import ActionChunk, ActionQueue
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import STATE, Contract
 from smolvla_edge.errors import ContractError, InputError, PlanError
+from smolvla_edge.healed import check_healed
 from smolvla_edge.lerobot_batch import Kind, split_batch, split_rows
 from smolvla_edge.noise import SeedSequence, check_seed, normal
 from smolvla_edge.packed_cache import PackedCacheOption, check_option, open_with_cache
@@ -129,6 +130,7 @@ class Policy:
         info = engine.info()
         self._plan.require(info["plan_fields"], engine.name)
         check_fit(plan, source.model, source.contract)
+        check_healed(plan, source)
         self._rows = plan.rows(source.model.chunk_size)
         self._allow_missing_cameras = allow_missing_cameras
         self._tokenizer = (

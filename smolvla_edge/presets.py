@@ -5,6 +5,10 @@
 
 The file stands outside the bundle's digest and names it: evidence measured on other weights is
 refused, not applied. A preset without evidence is usable and says "unmeasured".
+
+`fast` comes with the package, for every policy that has no preset of that name. Its evidence is of
+the demo policy (task success) and of a full-size model without training (times), and it says so:
+what it costs another policy is to be measured, with `smolvla-edge eval` or `tune`.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +35,19 @@ EXACT = "exact"
 
 @dataclass(frozen=True)
 class Preset:
-    """A plan and its evidence: action error, task success, latency, device; None: unmeasured."""
+    """A plan and its evidence: action error, task success, latency, device; None: unmeasured.
+
+    elsewhere: whether the evidence is of another policy.
+    """
 
     name: str
     plan: Plan
     evidence: Mapping[str, Any] | None = None
+    elsewhere: bool = False
 
     def __str__(self) -> str:
+        if self.elsewhere:
+            return f"{self.name} (measured on another policy)"
         return f"{self.name} ({'measured' if self.evidence else 'unmeasured'})"
 
 
@@ -66,7 +78,9 @@ def known_of(preset: Preset) -> list[tuple[str, str]]:
 
 def _number(data: object, name: str) -> float | None:
     value = data.get(name) if isinstance(data, Mapping) else None
-    return float(value) if isinstance(value, int | float) and value == value else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
@@ -87,6 +101,16 @@ def read_presets(folder: Path, digest: str) -> dict[str, Preset]:
     if not isinstance(data["presets"], dict):
         raise PlanError(f"{path}: expected an object under 'presets'")
     return {name: _preset(path, name, item) for name, item in data["presets"].items()}
+
+
+@cache
+def built_in_presets() -> Mapping[str, Preset]:
+    """Those that come with the package, by name."""
+    text = (files("smolvla_edge") / "assets" / PRESETS_FILE).read_text(encoding="utf-8")
+    return {
+        name: Preset(name, Plan.from_json(item["plan"]), item["evidence"], elsewhere=True)
+        for name, item in json.loads(text)["presets"].items()
+    }
 
 
 def write_preset(folder: Path, digest: str, preset: Preset) -> Path:
@@ -115,17 +139,21 @@ def write_preset(folder: Path, digest: str, preset: Preset) -> Path:
 
 
 def resolve_plan(plan: Plan | str, num_steps: int, presets: Mapping[str, Preset]) -> Plan:
-    """A Plan from what the user gave: a Plan, "exact", a preset's name, words, or a file of one
-    (plan_words.py). Raises PlanError."""
+    """A Plan from what the user gave: a Plan, "exact", a preset's name (of the bundle or built in),
+    words, or a file of one (plan_words.py). A built-in one takes no more steps than the checkpoint.
+    Raises PlanError."""
     if isinstance(plan, Plan):
         return plan
     if plan == EXACT:
         return Plan.exact(num_steps)
     if isinstance(plan, str) and plan in presets:
         return presets[plan].plan
+    if isinstance(plan, str) and plan in built_in_presets():
+        shipped = built_in_presets()[plan].plan
+        return replace(shipped, steps=min(shipped.steps, num_steps))
     if isinstance(plan, str) and is_words(plan):
         return read_plan(plan, num_steps)
-    known = ", ".join([EXACT, *map(str, presets.values())])
+    known = ", ".join([EXACT, *map(str, {**built_in_presets(), **presets}.values())])
     raise PlanError(f"plan must be a Plan or one of: {known}; got {plan!r}")
 
 

@@ -1,9 +1,10 @@
 """smolvla_edge as a benchmark worker (run by benchmarks.end_to_end).
 
-    python benchmarks/workers/ours.py --path BUNDLE --precision float32 --threads 2
+    python benchmarks/workers/ours.py --path BUNDLE --precision float32 --threads 2 [--plan WORDS]
 
 Requests: {"cmd": "inputs", "path"}, {"cmd": "prepare" or "run", "cameras", "language"},
-{"cmd": "burst", "lead_in", "calls", ...as run}, {"cmd": "ceiling"}, {"cmd": "stop"}. A run goes
+{"cmd": "burst", "lead_in", "calls", ...as run}, {"cmd": "reset"} between streams of frames,
+{"cmd": "ceiling"}, {"cmd": "stop"}. A run goes
 from uint8 frames and token ids to actions; the state is given normalised, as LeRobot's policy gets
 it, and the normalised actions are compared.
 """
@@ -25,8 +26,9 @@ from benchmarks.workers.device_memory import DeviceMemory
 
 
 class Ours:
-    def __init__(self, engine: Any, cameras: int) -> None:
+    def __init__(self, engine: Any, plan: Any, cameras: int) -> None:
         self.engine = engine
+        self.plan = plan
         self.cameras = cameras
         self.arrays: dict[str, Any] = {}
 
@@ -55,7 +57,13 @@ class Ours:
         tokens = self.arrays["tokens"][:valid]
         start = time.perf_counter()
         result = self.engine.predict(
-            frames, tokens, self.arrays["state"], self.arrays["noise"], state_is_normalized=True
+            frames,
+            tokens,
+            self.arrays["state"],
+            self.arrays["noise"],
+            self.plan,
+            state_is_normalized=True,
+            cameras=list(range(self.cameras)),
         )
         total = (time.perf_counter() - start) * 1e3
         stages = {name: float(ms) for name, ms in result.timings.items() if name != "total"}
@@ -64,7 +72,12 @@ class Ours:
             "stages": stages,
             "actions": result.normalized.tolist(),
             "peak_rss_mib": memory_mib("VmHWM"),
+            "dirty": [None if report is None else report.dirty for report in result.cache],
         }
+
+    def reset(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.engine.reset()
+        return {"ok": True}
 
 
 def compute_of(info: dict[str, Any]) -> str:
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--backend", choices=("native", "torch"), default="native")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--plan", default="exact", help="in words: steps=2,cache.threshold=0.02")
     arguments = parser.parse_args()
     channel = open_channel()
     memory = DeviceMemory()
@@ -94,6 +108,7 @@ def main() -> None:
             backend=arguments.backend,
             device=arguments.device,
             threads=None if on_gpu else arguments.threads,
+            plan=arguments.plan,
             allow_unnormalized=True,
             allow_missing_cameras=True,
         )
@@ -115,7 +130,7 @@ def main() -> None:
         "device_mib": memory.own_mib,
         "peak_is_of_inference_only": reset_peak(),
     }
-    ours = Ours(policy.engine, policy.model.max_cameras)
+    ours = Ours(policy.engine, policy.plan, policy.model.max_cameras)
 
     def ceiling(request: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.ceilings import measure
@@ -128,6 +143,7 @@ def main() -> None:
         "prepare": counted(ours.prepare, memory),
         "run": run,
         "burst": bursts(run),
+        "reset": ours.reset,
         "ceiling": ceiling,
     }
     serve(channel, ready, handlers)

@@ -47,6 +47,8 @@ Plan plan_of(const ModelConfig& config, const py::dict& d) {
     take(d, "max_age", p.cache.max_age, source);
     take(d, "dilate", p.cache.dilate, source);
     take(d, "check", p.cache.check, source);
+    take(d, "keep_padding", p.cache.keep_padding, source);
+    take(d, "attended", p.cache.attended, source);
     check_plan(config, p);
     return p;
 }

@@ -11,5 +11,8 @@ size_t attention_words(const GemmKernels& gemm, const PackedKv& kv);
 // See Backend::attention. `gemm` takes operands as `kv` is stored.
 void run_attention(const Workplace& place, const GemmKernels& gemm, Mat q, const PackedKv& kv,
                    const AttentionShape& shape, Mat out);
+// See Backend::attention_mass.
+void run_attention_mass(const Workplace& place, const GemmKernels& gemm, Mat q, const PackedKv& kv,
+                        const AttentionShape& shape, bool add, Mat mass);
 
 }  // namespace smolvla::cpu

@@ -165,7 +165,11 @@ public:
         run_attention(place(), attention_gemm(), q, *static_cast<const PackedKv*>(store), shape,
                       out);
     }
-
+    void attention_mass(Mat q, const KvStore* store, const AttentionShape& shape, bool add,
+                        Mat mass) override {
+        run_attention_mass(place(), attention_gemm(), q, *static_cast<const PackedKv*>(store),
+                           shape, add, mass);
+    }
     void letterbox(const Frame& frame, float* pixels, int height, int width) override {
         const Letterbox box(frame, height, width);
         each_row(height, [&](int y, int) { box.row(y, pixels); });

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/letterbox.h"
+
 namespace smolvla::cpu {
 namespace {
 inline float unit(uint8_t v) { return static_cast<float>(v) / 255.0f; }
@@ -16,12 +18,11 @@ Tap bilinear_tap(int out_index, int in_size, int out_size) {
 }
 
 Letterbox::Letterbox(const Frame& frame, int height, int width)
-    : frame_(frame), height_(height), width_(width), inner_height_(height), inner_width_(width) {
-    if (frame.height == height && frame.width == width) return;
-    const double ratio = std::max(double(frame.width) / width, double(frame.height) / height);
-    inner_height_ = std::clamp(static_cast<int>(frame.height / ratio), 1, height);
-    inner_width_ = std::clamp(static_cast<int>(frame.width / ratio), 1, width);
-}
+    : frame_(frame),
+      height_(height),
+      width_(width),
+      inner_height_(letterbox_inner(frame, height, width).height),
+      inner_width_(letterbox_inner(frame, height, width).width) {}
 
 template <class Pixel>
 void Letterbox::fill(int y, const Pixel* data, float* pixels) const {

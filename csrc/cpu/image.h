@@ -23,7 +23,7 @@ private:
 
     const Frame frame_;
     const int height_, width_;
-    int inner_height_, inner_width_;
+    const int inner_height_, inner_width_;
 };
 
 // The two neighbours of an output pixel and the weight of the second.

@@ -249,6 +249,12 @@ public:
                    : attention_f32(q, kv, s.heads, s.lengths, out, stream_),
               "attention");
     }
+    void attention_mass(Mat q, const KvStore* store, const AttentionShape& s, bool add,
+                        Mat mass) override {
+        const DeviceKv& kv = static_cast<const DeviceKvStore*>(store)->kv;
+        check(cuda::attention_mass(q, kv, s.heads, s.lengths, add, mass, stream_),
+              "attention_mass");
+    }
 
     void letterbox(const Frame& frame, float* pixels, int height, int width) override {
         const size_t bytes = size_t(frame.height) * frame.width * 3 * (frame.is_u8 ? 1 : 4);

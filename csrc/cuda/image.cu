@@ -1,5 +1,6 @@
 // Frames to patches. The letterbox is LeRobot's resize_with_pad, as cpu/image.h explains it.
 #include "cuda/epilogue.cuh"
+#include "ops/letterbox.h"
 
 namespace smolvla::cuda {
 namespace {
@@ -64,17 +65,9 @@ __global__ void __launch_bounds__(128) patchify_kernel(const float* pixels, int 
 
 cudaError_t letterbox(const Frame& frame, float* pixels, int height, int width,
                       cudaStream_t stream) {
-    Box b{frame.data, frame.is_u8, frame.height, frame.width, height, width, height, width, pixels};
-    if (frame.height != height || frame.width != width) {
-        const double across = double(frame.width) / width, down = double(frame.height) / height;
-        const double ratio = across > down ? across : down;
-        const auto fit = [&](int size, int most) {
-            const int inner = static_cast<int>(size / ratio);
-            return inner < 1 ? 1 : inner > most ? most : inner;
-        };
-        b.inner_height = fit(frame.height, height);
-        b.inner_width = fit(frame.width, width);
-    }
+    const Inner inner = letterbox_inner(frame, height, width);
+    const Box b{frame.data, frame.is_u8,  frame.height, frame.width, height,
+                width,      inner.height, inner.width,  pixels};
     Launch how;
     how.grid = dim3((width + 127) / 128, height);
     how.block = dim3(128);

@@ -73,6 +73,10 @@ cudaError_t attention_f32(Mat q, const DeviceKv& kv, int heads, const int* lengt
 // an invalid value), kv bfloat16 (on 16 bytes), out bf16_rows.
 cudaError_t attention_bf16(Mat q, const DeviceKv& kv, int heads, const int* lengths, Mat out,
                            int processors, cudaStream_t stream);
+// As in ops/ops.h; float32. An invalid value where (head_dim + 2 mass.cols) words of four warps
+// are more than 48 KB.
+cudaError_t attention_mass(Mat q, const DeviceKv& kv, int heads, const int* lengths, bool add,
+                           Mat mass, cudaStream_t stream);
 
 // y f32, bf16_rows or i8. bias null: RMSNorm.
 cudaError_t norm(Mat x, const float* weight, const float* bias, bool center, float eps, Mat y,

@@ -1,6 +1,7 @@
 # The one list of CUDA sources: for nvcc (the root) and for the emulator (tests/cuda).
 set(SMOLVLA_CUDA_SOURCES
   csrc/cuda/attention.cu
+  csrc/cuda/attention_mass.cu
   csrc/cuda/backend.cu
   csrc/cuda/constants.cu
   csrc/cuda/converted_rows.cu

@@ -41,6 +41,11 @@ struct ModelConfig {
     bool is_self_layer(int text_layer) const {
         return !cross_attention || (self_attn_every_n > 0 && text_layer % self_attn_every_n == 0);
     }
+    bool has_cross_layers() const {
+        for (int i = 0; i < text_layers; ++i)
+            if (expert_layer_of(i) >= 0 && !is_self_layer(i)) return true;
+        return false;
+    }
     int last_used_text_layer() const {
         int last = text_layers - 1;
         while (expert_layer_of(last) < 0) --last;

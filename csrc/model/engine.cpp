@@ -55,7 +55,8 @@ size_t kept_bytes(const ModelConfig& c) {
     const size_t head = (width / heads + 31) / 32 * 32;
     const size_t keys = size_t(2) * c.vision_layers * (patches + 64) * heads * head;
     const size_t one = keys + size_t(c.max_image_tokens()) * (c.text_width + 64) + 3 * edge * edge;
-    return static_cast<size_t>(c.max_cameras) * one * sizeof(float) * 9 / 8;
+    const size_t looked_at = static_cast<size_t>(c.heads) * (c.max_prefix() + 64);
+    return (static_cast<size_t>(c.max_cameras) * one + looked_at) * sizeof(float) * 9 / 8;
 }
 
 Engine::Engine(const ModelConfig& config, const Statistics& state, const Statistics& action,
@@ -91,6 +92,7 @@ Engine::Engine(const ModelConfig& config, const Statistics& state, const Statist
     // A frame may have up to (patch - 1) pixels a side beyond its whole patches.
     const size_t patch_area = static_cast<size_t>(config_.patch_size) * config_.patch_size;
     pixels_ = ops_->make_buffer(3 * 4 * patch_area * config_.max_patches());
+    image_starts_.assign(static_cast<size_t>(config_.max_cameras), 0);
     state_.assign(static_cast<size_t>(config_.max_state_dim), 0.0f);
     sampled_.assign(static_cast<size_t>(config_.chunk_size) * config_.max_action_dim, 0.0f);
 }
@@ -168,7 +170,8 @@ void Engine::fill_prefix(const Mat* images, int cameras, const int* tokens, int 
                          const float* state) {
     prefix_tokens_ = 0;
     prefix_->begin();
-    for (int i = 0; i < cameras; ++i) prefix_->add_image(images[i], images[i].data == nullptr);
+    for (int i = 0; i < cameras; ++i)
+        image_starts_[size_t(i)] = prefix_->add_image(images[i], images[i].data == nullptr);
     prefix_->add_text(tokens, token_count);
     prefix_->add_state(state);
 }
@@ -296,8 +299,25 @@ Prediction Engine::predict(const Observation& in, const FlowInput& flow, float* 
                     "Check the state and noise given, then the checkpoint's weights and statistics",
                     double(robot_units[d]), r, d);
     }
+    attend(in, flow.plan, made);
     made.timings = timings(in.frames, now_ms() - start);
     return made;
+}
+
+// The heads are added here: a row of each is a few hundred numbers.
+void Engine::read_looked_at() {
+    const Mat of_heads = expert_->looked_at();
+    const size_t columns = size_t(of_heads.cols);
+    looked_at_.resize(columns * size_t(of_heads.rows));
+    ops_->read(of_heads, looked_at_.data());
+    for (size_t i = columns; i < looked_at_.size(); ++i) looked_at_[i % columns] += looked_at_[i];
+}
+
+void Engine::attend(const Observation& in, const Plan& plan, const Prediction& made) {
+    if (!flow_->watched(plan, made.evaluations)) return;
+    read_looked_at();
+    for (size_t i = 0; i < in.frames.size(); ++i)
+        if (made.cache[i].used) kept_->attend(in.cached[i], &looked_at_[size_t(image_starts_[i])]);
 }
 
 Timings Engine::timings(const std::vector<Frame>& frames, double total) const {

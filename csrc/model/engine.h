@@ -139,11 +139,15 @@ private:
     // With `cached` >= 0 they are kept, as that camera's, and `report` says how.
     Mat see(int camera, const Frame& frame, const FrameCache::Call& call, int cached,
             CacheReport* report);
+    // Tells what is kept of each frame how much the flow looked at it.
+    void attend(const Observation& observation, const Plan& plan, const Prediction& made);
+    void read_looked_at();
     Timings timings(const std::vector<Frame>& frames, double total) const;
     int run_flow(const FlowInput& flow, int prefix_tokens, float* out, Trace* trace);
     void check_cameras(size_t count) const;
     void check_cached(const Observation& in) const;
     // An image without data is a masked camera.
+    // Of each frame image_starts_[i] is the number of its first token.
     void fill_prefix(const Mat* images, int cameras, const int* tokens, int token_count,
                      const float* state);
 
@@ -159,7 +163,9 @@ private:
     std::vector<Mat> image_tokens_;  // one buffer per camera
     float* pixels_;
     std::vector<float> state_, sampled_;
-    int prefix_tokens_ = 0;  // 0: nothing prefilled
+    std::vector<int> image_starts_;
+    std::vector<float> looked_at_;  // [heads, prefix] of the expert's; then the first row, of all
+    int prefix_tokens_ = 0;         // 0: nothing prefilled
     std::atomic<bool> ready_{false};
     std::function<void()> check_ = [] {};
     std::mutex mutex_;

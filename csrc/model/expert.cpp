@@ -155,6 +155,17 @@ void Expert::set_prefix(int text_layer, Mat keys, Mat values, LayerSet skip) {
     }
 }
 
+void Expert::make_looked_at() {
+    if (!looked_at_.data)
+        looked_at_ = ops_.make_mat(config_.heads, ops_.stage_rows(config_.max_prefix()));
+}
+
+bool Expert::looks(const Layers& layers) const {
+    for (size_t i = 0; i < layers_.size(); ++i)
+        if (!layers_[i].self && !has(layers.skip | layers.reuse, static_cast<int>(i))) return true;
+    return false;
+}
+
 void Expert::follow(int prefix_tokens) {
     const size_t rows = host_lengths_.size();
     // Action tokens are causal among themselves and follow the whole prefix.
@@ -180,6 +191,7 @@ void Expert::evaluate(Mat actions, const int* step, const Layers& layers, Trace*
     ops_.linear(suffix_.top(rows), time_out_, x, {});
     if (trace) trace->put("mid.suffix_embs.step" + std::to_string(traced), x);
 
+    Watch watch = layers.watch ? Watch::first : Watch::no;
     for (size_t i = 0; i < layers_.size(); ++i) {
         const int index = static_cast<int>(i);
         if (has(layers.skip, index)) continue;
@@ -191,7 +203,8 @@ void Expert::evaluate(Mat actions, const int* step, const Layers& layers, Trace*
         }
         const bool keep = has(layers.keep, index);
         if (keep) ops_.copy(x, 1.0f, update);
-        run(l, x);
+        run(l, x, l.self ? Watch::no : watch);
+        if (watch == Watch::first && !l.self) watch = Watch::more;
         if (keep) ops_.add(x, update, -1.0f, update);
         if (first) first->put("mid.step0.expert_layer" + std::to_string(l.text_layer), x);
     }
@@ -201,7 +214,7 @@ void Expert::evaluate(Mat actions, const int* step, const Layers& layers, Trace*
     ops_.linear(final, action_out_, velocity(rows), {});
 }
 
-void Expert::run(const Layer& l, Mat x) {
+void Expert::run(const Layer& l, Mat x, Watch watch) {
     const int rows = x.rows, q = config_.q_width(), kv = config_.kv_width();
     const Mat normed = normed_.top(rows), qkv = qkv_.top(rows);
     const Mat attended = attended_.top(rows), hidden = hidden_.top(rows);
@@ -223,6 +236,8 @@ void Expert::run(const Layer& l, Mat x) {
         ops_.rope(qkv.columns(0, q), config_.heads, rope_.cosine, rope_.sine, nullptr);
     }
     ops_.attention(qkv.columns(0, q), l.kv, shape, attended);
+    if (watch != Watch::no)
+        ops_.attention_mass(qkv.columns(0, q), l.kv, shape, watch == Watch::more, looked_at_);
     ops_.linear(attended, l.block.out, x, add);
     ops_.rms_norm(x, l.block.norm2, config_.rms_eps, for_mlp);
     ops_.linear(for_mlp, l.block.gate_up, hidden, {});

@@ -23,10 +23,19 @@ public:
     void follow(int prefix_tokens);
 
     // Which of its layers are the identity, which add what they added when they last ran, and which
-    // keep that for later.
+    // keep that for later; whether those of cross-attention sum up what they look at.
     struct Layers {
         LayerSet skip = 0, reuse = 0, keep = 0;
+        bool watch = false;
     };
+
+    // Makes the memory of looked_at() if it is not there yet; before evaluations that watch.
+    void make_looked_at();
+    // How much the last such evaluation looked at each token of the prefix: summed over its layers
+    // of cross-attention and its rows, [heads, tokens of the longest prefix].
+    Mat looked_at() const { return looked_at_; }
+    // Whether an evaluation of these layers looks at the prefix by cross-attention at all.
+    bool looks(const Layers& layers) const;
 
     // Computes the velocity of actions x [rows, max_action_dim] at step *step, an int of the
     // backend's. `traced` is the evaluation's number where there is a trace.
@@ -43,7 +52,8 @@ private:
         KvStore* kv;
         Mat update;  // what it last added to its rows
     };
-    void run(const Layer& layer, Mat x);
+    enum class Watch { no, first, more };
+    void run(const Layer& layer, Mat x, Watch watch);
     void fold_time_mlp(const TensorSource& source);
 
     const ModelConfig config_;
@@ -61,6 +71,7 @@ private:
     int *self_lengths_, *cross_lengths_;  // keys of each action token
     int* first_;                          // where the actions' own keys begin
     Mat suffix_, x_, normed_, qkv_, attended_, hidden_, final_, velocity_, cross_k_, cross_v_;
+    Mat looked_at_;
 };
 
 }  // namespace smolvla

@@ -111,6 +111,9 @@ Flow::Way Flow::way(const Plan& plan, bool guided, int evaluation) const {
         w.layers.reuse = plan.reuse[size_t(evaluation)];
         for (const LayerSet set : plan.reuse) w.layers.keep |= set;
     }
+    // Any evaluation may be the last one where that is decided on the way.
+    const bool may_be_last = plan.adaptive || plan.stop >= 0 || evaluation + 1 == plan.steps;
+    w.layers.watch = plan.watches() && may_be_last;
     return w;
 }
 
@@ -208,7 +211,13 @@ int Flow::run_adaptive(const Way& w, const Plan& plan, Trace* trace,
     return 1 + steps_.branch_steps[branch];
 }
 
+bool Flow::watched(const Plan& plan, int evaluations) const {
+    return plan.watches() &&
+           expert_.looks(way(plan, false, plan.adaptive ? 0 : evaluations - 1).layers);
+}
+
 void Flow::record(const Plan& plan, bool guided) {
+    if (plan.watches()) expert_.make_looked_at();
     const Way first = way(plan, guided, 0);
     if (plan.adaptive) {
         ops_.record_stage(first.key("first half"), [&] { first_half(first, nullptr); });
@@ -226,6 +235,7 @@ int Flow::run(const FlowInput& in, int prefix_tokens, float* out, Trace* trace,
     const Plan& plan = in.plan;
     const bool guided = in.guidance.previous != nullptr;
     const int first = 0;
+    if (plan.watches()) expert_.make_looked_at();
     begin(in);
     ops_.write(&first, 1, step_);
     write_schedule(in.guidance);

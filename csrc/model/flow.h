@@ -49,6 +49,9 @@ public:
             const std::function<void()>& check);
     // Records the stages of a plan's steps.
     void record(const Plan& plan, bool guided);
+    // Whether the last of so many evaluations has left in the expert's looked_at() what it looked
+    // at.
+    bool watched(const Plan& plan, int evaluations) const;
 
 private:
     // How steps are made, the same for all of a call.
@@ -57,7 +60,7 @@ private:
         bool guided, ab2, estimate;
         Expert::Layers layers;
         StageKey key(const char* name) const {
-            return {name, rows, guided | ab2 << 1 | estimate << 2,
+            return {name, rows, guided | ab2 << 1 | estimate << 2 | layers.watch << 3,
                     0,    0,    {layers.skip, layers.reuse, layers.keep}};
         }
     };

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "ops/letterbox.h"
+
 namespace smolvla {
 namespace {
 
@@ -52,6 +54,12 @@ int FrameCache::side(const Camera& c) const {
     return c.height / (config_.patch_size * config_.scale_factor);
 }
 
+Padding FrameCache::padding(const Frame& frame, int height, int width) const {
+    const Inner inner = letterbox_inner(frame, height, width);
+    const int edge = config_.patch_size * config_.scale_factor;
+    return {(height - inner.height) / edge, (width - inner.width) / edge};
+}
+
 bool FrameCache::is_known(int camera, const Frame& frame, int height, int width, const Call& call) {
     Camera& c = of(camera);
     const Plan& plan = call.plan;
@@ -60,7 +68,8 @@ bool FrameCache::is_known(int camera, const Frame& frame, int height, int width,
     // Patches are whole: what a frame has beyond them is never seen.
     c.height = height;
     c.width = width;
-    c.choice.look(height, width, call.prompt, call.prompt_tokens, plan.cache, plan.skip_vision);
+    c.choice.look(height, width, call.prompt, call.prompt_tokens, plan.cache, plan.skip_vision,
+                  plan.cache.keep_padding ? padding(frame, height, width) : Padding{});
     const size_t bytes = bytes_of(frame);
     const bool same = c.frame.size() == bytes && c.shape.is_u8 == frame.is_u8 &&
                       c.shape.height == frame.height &&
@@ -105,20 +114,28 @@ void FrameCache::update(int camera, const float* pixels, const Call& call) {
     c.in_work = false;
 }
 
-void FrameCache::record(int camera, const float* pixels, int height, int width, LayerSet skip) {
+void FrameCache::record(int camera, const float* pixels, int height, int width, const Plan& plan) {
     Camera& c = of(camera);
     c.choice.forget();
     const int blocks = vision_.grid(height, width).tokens(config_.scale_factor);
     const int grain = std::max(1, blocks / 8), most = 3 * blocks / 4;
     const int patch = config_.patch_size, scale = config_.scale_factor;
+    const int across = width / (patch * scale);
+    const LayerSet skip = plan.skip_vision;
     // What is in no stage: starting it loads it.
     ops_.block_change(pixels, c.reference, height, width, patch, scale, change_.columns(0, blocks));
     ops_.write(all_blocks_.data(), size_t(blocks), block_ids_);
     ops_.copy_blocks(pixels, height, width, patch * scale, block_ids_, blocks, c.reference);
     vision_.record_kept(pixels, height, width, skip, c.kept, 0, camera);
-    for (int count = grain; count < most + grain; count += grain)
-        vision_.record_kept(pixels, height, width, skip, c.kept, std::min(count, blocks), camera);
+    for (int count = 1; count < blocks; ++count) {
+        const bool bucket = count % grain == 0 && count < most + grain;
+        // A keyframe of a frame with padding at one side, whichever shape it has.
+        const bool rest = plan.cache.keep_padding && count % across == 0;
+        if (bucket || rest) vision_.record_kept(pixels, height, width, skip, c.kept, count, camera);
+    }
 }
+
+void FrameCache::attend(int camera, const float* mass) { of(camera).choice.attend(mass); }
 
 Mat FrameCache::tokens(int camera) const {
     const Camera& c = *cameras_[size_t(camera)];

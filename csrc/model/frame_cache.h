@@ -23,7 +23,7 @@ public:
     // Makes a camera's memory, which a first call would make.
     void prepare(int camera);
     // Makes and starts what calls of such frames will need; forgets what was kept.
-    void record(int camera, const float* pixels, int height, int width, LayerSet skip);
+    void record(int camera, const float* pixels, int height, int width, const Plan& plan);
     void forget();
 
     // The first thing to ask of a frame, `height` x `width` when resized. True: it is the last one
@@ -31,6 +31,8 @@ public:
     bool is_known(int camera, const Frame& frame, int height, int width, const Call& call);
     // Brings tokens() up to the frame.
     void update(int camera, const float* pixels, const Call& call);
+    // How much each of its tokens was looked at in the call that updated it.
+    void attend(int camera, const float* mass);
     Mat tokens(int camera) const;
     const CacheReport& report(int camera) const;
 
@@ -47,6 +49,7 @@ private:
     };
     Camera& of(int camera);
     int side(const Camera& camera) const;
+    Padding padding(const Frame& frame, int height, int width) const;
 
     const ModelConfig config_;
     Backend& ops_;

@@ -48,10 +48,13 @@ void check_plan(const ModelConfig& c, const Plan& p) {
              "stop or skip.reuse beside it");
     const CacheRule& rule = p.cache;
     if (p.caching && !(rule.threshold >= 0 && rule.keyframe_every >= 1 && rule.max_age >= 1 &&
-                       rule.dilate >= 0 && rule.check >= 0))
+                       rule.dilate >= 0 && rule.check >= 0 && rule.attended >= 0))
         fail(ErrorKind::input,
-             "cache: expected threshold, dilate and check >= 0, keyframe_every "
+             "cache: expected threshold, dilate, check and attended >= 0, keyframe_every "
              "and max_age >= 1");
+    if (p.watches() && !c.has_cross_layers())
+        fail(ErrorKind::input,
+             "cache.attended: expected a model whose expert has cross-attention layers");
 }
 
 }  // namespace smolvla

@@ -15,9 +15,12 @@ constexpr bool has(LayerSet set, int layer) { return layer < kMaxLayers && (set 
 struct CacheRule {
     float threshold = 0;
     int keyframe_every = 1, max_age = 1, dilate = 1, check = 1;
+    bool keep_padding = false;
+    int attended = 0;
     bool operator==(const CacheRule& o) const {
         return threshold == o.threshold && keyframe_every == o.keyframe_every &&
-               max_age == o.max_age && dilate == o.dilate && check == o.check;
+               max_age == o.max_age && dilate == o.dilate && check == o.check &&
+               keep_padding == o.keep_padding && attended == o.attended;
     }
 };
 
@@ -34,6 +37,9 @@ struct Plan {
     std::vector<LayerSet> reuse;  // of every step; empty: none
     bool caching = false;
     CacheRule cache = {};
+
+    // Whether the next call is to know what the expert looked at.
+    bool watches() const { return caching && cache.attended > 0; }
 };
 
 struct ModelConfig;

@@ -101,16 +101,18 @@ Mat Prefix::next_rows(int count) {
 
 void Prefix::add_special(int id) { ops_.gather_rows(embedding_, &id, 1, 1.0f, next_rows(1)); }
 
-void Prefix::add_image(Mat tokens, bool masked) {
+int Prefix::add_image(Mat tokens, bool masked) {
     // Special tokens are valid even around a masked camera, and are not scaled (as in LeRobot).
     if (config_.add_image_special_tokens) {
         add_special(config_.fake_token_id);
         add_special(config_.global_token_id);
     }
+    const int first = count_;
     if (!masked)
         ops_.copy(tokens, std::sqrt(static_cast<float>(config_.text_width)),
                   next_rows(tokens.rows));
     if (config_.add_image_special_tokens) add_special(config_.fake_token_id);
+    return first;
 }
 
 void Prefix::add_text(const int* ids, int count) {

@@ -15,7 +15,8 @@ public:
 
     // Building the sequence, in order: images (with their special tokens), text, state.
     void begin();
-    void add_image(Mat tokens, bool masked);
+    // Returns the number of the first of its tokens.
+    int add_image(Mat tokens, bool masked);
     void add_text(const int* ids, int count);
     void add_state(const float* state);  // [max_state_dim], normalised, zero-padded
     // Runs the layers and hands each layer's keys and values to the expert, those of skipped layers

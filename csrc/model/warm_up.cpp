@@ -42,7 +42,7 @@ void Engine::warm_up(const WarmUp& calls, const std::function<void(int, int)>& p
     for (const int camera : calls.cached) {
         one_more();
         if (plan.caching && kept_->serves(height, width))
-            kept_->record(camera, pixels_, height, width, plan.skip_vision);
+            kept_->record(camera, pixels_, height, width, plan);
     }
     one_more();
     std::fill(state_.begin(), state_.end(), 0.0f);
@@ -50,6 +50,7 @@ void Engine::warm_up(const WarmUp& calls, const std::function<void(int, int)>& p
     const int prefix_tokens = prefix_->run(plan, nullptr);  // not kept: denoise() wants a prefill()
     one_more();
     run_flow(flow, prefix_tokens, sampled_.data(), nullptr);
+    if (plan.watches()) read_looked_at();
 
     for (int n = 1; n <= longest; n = ops_->stage_rows(n) + 1) {
         one_more();

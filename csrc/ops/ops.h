@@ -225,6 +225,10 @@ public:
                             const int* first, KvStore* kv);
     // out activations.
     virtual void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) = 0;
+    // mass[head][key] = the weight that attention of all rows of q gives a key, and what was there
+    // before with `add`. mass: [heads, keys] float32, with a column for every key of any row.
+    virtual void attention_mass(Mat q, const KvStore* kv, const AttentionShape& shape, bool add,
+                                Mat mass) = 0;
     // Frame -> [-1, 1] pixels [3, height, width]: aspect kept, padded left and top with -1.
     virtual void letterbox(const Frame& frame, float* pixels, int height, int width) = 0;
     // pixels [3, height, width] -> rows [patches, 3 * patch * patch] in (channel, y, x) order,

@@ -174,21 +174,35 @@ void TimedBackend::scatter_kv(Mat keys, Mat values, KvStore* kv, const int* posi
           [&] { backend_->scatter_kv(keys, values, kv, positions); });
 }
 
-void TimedBackend::attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) {
-    if (!recording()) return backend_->attention(q, kv, s, out);
+// `sides`: keys, or keys and values.
+TimedRecord TimedBackend::attention_record(const char* kind, Mat q, const KvStore* kv,
+                                           const AttentionShape& s, Mat out, int sides) const {
     int64_t products = 0;
     int longest = 0;
     for (int row = 0; row < q.rows; ++row) {
         products += s.lengths[row];
         longest = std::max(longest, s.lengths[row]);
     }
-    const int64_t read = int64_t{2} * longest * kv_widths_.at(kv) * kv_element_bytes_;
-    TimedRecord r = record_of("attention", q, bytes_of(q) + bytes_of(out) + read);
+    const int64_t read = int64_t{sides} * longest * kv_widths_.at(kv) * kv_element_bytes_;
+    TimedRecord r = record_of(kind, q, bytes_of(q) + bytes_of(out) + read);
     r.in = longest;
     r.heads = s.heads;
-    r.flops = 4 * products * s.heads * s.head_dim;  // scores, and their sum over values
+    r.flops = 2 * sides * products * s.heads * s.head_dim;  // scores, and their sum over values
     r.compute = compute_name(compute_);
-    timed(r, [&] { backend_->attention(q, kv, s, out); });
+    return r;
+}
+
+void TimedBackend::attention(Mat q, const KvStore* kv, const AttentionShape& s, Mat out) {
+    if (!recording()) return backend_->attention(q, kv, s, out);
+    timed(attention_record("attention", q, kv, s, out, 2),
+          [&] { backend_->attention(q, kv, s, out); });
+}
+
+void TimedBackend::attention_mass(Mat q, const KvStore* kv, const AttentionShape& s, bool add,
+                                  Mat mass) {
+    if (!recording()) return backend_->attention_mass(q, kv, s, add, mass);
+    timed(attention_record("attention_mass", q, kv, s, mass, 1),
+          [&] { backend_->attention_mass(q, kv, s, add, mass); });
 }
 
 void TimedBackend::letterbox(const Frame& frame, float* pixels, int height, int width) {

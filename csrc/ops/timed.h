@@ -117,6 +117,8 @@ public:
     void rope_store(Mat q, int heads, Mat keys, Mat values, Mat cosine, Mat sine, const int* first,
                     KvStore* kv) override;
     void attention(Mat q, const KvStore* kv, const AttentionShape& shape, Mat out) override;
+    void attention_mass(Mat q, const KvStore* kv, const AttentionShape& shape, bool add,
+                        Mat mass) override;
     void letterbox(const Frame& frame, float* pixels, int height, int width) override;
     void patchify(const float* pixels, int height, int width, int patch, const int* ids,
                   Mat rows) override;
@@ -138,6 +140,8 @@ private:
     bool recording() const { return capacity_ != 0; }
     const Linear* noted(const Linear* made);
     void put(const TimedRecord& record);
+    TimedRecord attention_record(const char* kind, Mat q, const KvStore* kv,
+                                 const AttentionShape& shape, Mat out, int sides) const;
     template <class Body>
     void timed(TimedRecord record, const Body& body);
 

@@ -283,6 +283,8 @@ def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
         "max_age": 1 if cache is None else cache.max_age,
         "dilate": 0 if cache is None else cache.dilate,
         "check": 0 if cache is None else cache.check,
+        "keep_padding": cache is not None and cache.padding,
+        "attended": 0 if cache is None else cache.attended,
     }
 
 

@@ -8,7 +8,6 @@ the Triton kernels where Triton is installed, but not inside `kernels.plain_torc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,10 +34,11 @@ except ImportError as error:
         "run: pip install 'smolvla-edge[torch]'"
     ) from error
 
+from smolvla_edge.backends.torch_clock import Clock
 from smolvla_edge.model import letterbox, load_model
 from smolvla_edge.model.aloha import actions_to_aloha, state_from_aloha
 from smolvla_edge.model.layers import Record, ignore
-from smolvla_edge.model.prefix import Cache
+from smolvla_edge.model.prefix import Cache, image_places
 from smolvla_edge.model.token_cache import CameraCache
 
 IMPLEMENTED = (
@@ -228,7 +228,7 @@ class TorchBackend:
         state_is_normalized: bool = False,
         cameras: Sequence[int] | None = None,
     ) -> PredictResult:
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         plan = self._checked(plan)
         start = self._start(noise, plan)
         if not state_is_normalized:
@@ -244,12 +244,17 @@ class TorchBackend:
         kept_under = cached_cameras(plan, self.contract, frames, cameras)
         clock.lap("preprocess")
         with torch.inference_mode():
-            images, reports = self._encoded(pixels, kept_under, tokens, plan)
+            images, reports = self._encoded(frames, pixels, kept_under, tokens, plan)
             clock.lap("vision")
             cache = self.model.prefill(images, *prompt, skip=plan.skip.vlm)
             clock.lap("prefix")
-            actions, evaluations = self.model.denoise(start, cache, plan, rtc)
+            looks: list[torch.Tensor] | None = None
+            if plan.cache is not None and plan.cache.attended:
+                looks = []
+            actions, evaluations = self.model.denoise(start, cache, plan, rtc, looks=looks)
             actions = actions[0].cpu()
+            if looks:
+                self._attend(torch.stack(looks).sum(0)[0], images, kept_under, reports)
         actions = actions[:, : self.config.action_dim]
         # LeRobot hands on what it has after this conversion, also to real-time chunking.
         if self.config.adapt_to_pi_aloha:
@@ -264,6 +269,7 @@ class TorchBackend:
 
     def _encoded(
         self,
+        frames: Sequence[np.ndarray | None],
         pixels: Sequence[torch.Tensor],
         kept_under: Sequence[int | None],
         tokens: np.ndarray,
@@ -272,17 +278,31 @@ class TorchBackend:
         """Image tokens of each frame, and what the token cache did."""
         images: list[torch.Tensor] = []
         reports: list[CacheReport | None] = []
-        for image, place in zip(pixels, kept_under, strict=True):
+        for frame, image, place in zip(frames, pixels, kept_under, strict=True):
             report = None
-            if plan.cache is None or place is None:
+            if plan.cache is None or place is None or frame is None:
                 encoded = self.model.encode_image(image, skip=plan.skip.vision)
             else:
                 camera = self._cameras.setdefault(place, CameraCache())
+                size = None if self.config.resize is None else frame.shape[:2]
                 prompt = tokens.tolist()
-                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache)
+                encoded, report = camera.encode(self.model, image, prompt, plan, plan.cache, size)
             images.append(encoded)
             reports.append(report)
         return images, tuple(reports)
+
+    def _attend(
+        self,
+        mass: torch.Tensor,
+        images: Sequence[torch.Tensor],
+        kept_under: Sequence[int | None],
+        reports: Sequence[CacheReport | None],
+    ) -> None:
+        """Tell every camera that is kept how much its tokens were looked at, of a prefix's mass."""
+        places = image_places(self.config, images)
+        for place, camera, report in zip(places, kept_under, reports, strict=True):
+            if camera is not None and report is not None:
+                self._cameras[camera].attend(mass[place])
 
     def _sample(
         self,
@@ -346,7 +366,7 @@ class TorchBackend:
         for i, frame in enumerate(frames):
             if frame is None:
                 continue
-            values = torch.from_numpy(frame).to(self.device)
+            values = torch.from_numpy(np.array(frame)).to(self.device)  # as in _tensor
             if values.dtype == torch.uint8:
                 values = values.float() / 255
             pixels[i] = letterbox(values.permute(2, 0, 1)[None].contiguous(), self.config.resize)
@@ -358,24 +378,6 @@ class TorchBackend:
     def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
         # Copied: the caller may change its memory, and torch warns of read-only memory.
         return torch.from_numpy(np.array(array)).to(device=self.device, dtype=dtype)
-
-
-class _Clock:
-    """Milliseconds between laps; waits for the GPU first."""
-
-    def __init__(self, device: str):
-        self._wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-        self._times: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        self._wait()
-        now = time.perf_counter()
-        self._times[name] = (now - self._last) * 1e3
-        self._last = now
-
-    def timings(self) -> dict[str, float]:
-        return {**self._times, "total": (self._last - self._start) * 1e3}
 
 
 def _compute_capability() -> int:

@@ -318,6 +318,7 @@ def _print(result: Mapping[str, Any]) -> None:
             ("plan", side["plan"]),
             ("executed", f"{side['n_action_steps']} of {side['horizon']} actions a chunk"),
             ("denoise steps", side["steps"]),
+            *_done(side),
             ("picture", "blank" if side["blank"] else size),
             ("told", side["instruction"] or "each task's own words"),
             ("latency", "p50 {p50}, p95 {p95}, p99 {p99} ms a chunk".format(**side["latency_ms"])),
@@ -332,6 +333,16 @@ def _print(result: Mapping[str, Any]) -> None:
         f"{processes(result['workers'])}, {sum(result['seconds']):.0f} s. A simulator says nothing "
         "about your robot."
     )
+
+
+def _done(side: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a plan came to, where it is not what it says: evaluations, tokens computed."""
+    facts = []
+    if side["evaluations"] not in (None, side["steps"]):
+        facts.append(("evaluations", f"{side['evaluations']:.2f} of the velocity a chunk"))
+    if side["dirty"] is not None:
+        facts.append(("dirty", f"{side['dirty']:.1%} of the tokens of a picture computed a chunk"))
+    return facts
 
 
 def _print_comparison(pairs: Mapping[str, Any] | None) -> None:

@@ -92,6 +92,7 @@ def inspect(
 def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
     from smolvla_edge.bundle import is_bundle, read_bundle
     from smolvla_edge.checkpoint import read_checkpoint
+    from smolvla_edge.healed import healed_for
 
     if is_bundle(path):
         bundle = read_bundle(path)
@@ -122,6 +123,7 @@ def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
         "layers": _layers(found.model),
         "parts": _parts(found.model, found.tensors, codes),
         "dead": {"tensors": len(dead), "bytes": sum(e.nbytes for e in dead.values())},
+        "healed_for": healed_for(found.provenance, found.model.num_steps),
         "provenance": dict(found.provenance),
     }
 
@@ -231,6 +233,7 @@ def _print(result: Mapping[str, Any]) -> None:
             [
                 *([("digest", result["digest"])] if result["digest"] else []),
                 ("tokenizer", result["tokenizer"] or "none found: pass --tokenizer FILE"),
+                *([("healed for", result["healed_for"])] if result["healed_for"] else []),
             ],
         )
         output.print_facts("contract", result["contract_lines"])

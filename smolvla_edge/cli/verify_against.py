@@ -35,7 +35,7 @@ def verify_against(
 ) -> None:
     from smolvla_edge.compress.evidence import measure
     from smolvla_edge.compress.observations import SYNTHETIC, find_observations
-    from smolvla_edge.plan import Plan
+    from smolvla_edge.healed import least_plan
     from smolvla_edge.presets import Preset, write_preset
     from smolvla_edge.source import open_source
 
@@ -63,7 +63,7 @@ def verify_against(
         )
     if save and bundle is not None:
         name = _preset_name(bundle)
-        preset = Preset(name, Plan.exact(candidate.model.num_steps), found)
+        preset = Preset(name, least_plan(candidate), found)
         found = {
             **found,
             "preset": name,

@@ -19,7 +19,7 @@ from smolvla_edge.codes import stacked_with
 from smolvla_edge.compress import calibration_state as state
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.errors import NonFiniteError, QuantizationError
-from smolvla_edge.plan import Plan
+from smolvla_edge.healed import least_plan
 from smolvla_edge.policy import Policy
 from smolvla_edge.source import Source
 
@@ -100,7 +100,7 @@ def layer_inputs(
 ) -> dict[str, LayerInputs]:
     """The inputs of `weights` (canonical names) over all observations; observation i draws its
     noise from seed + i. Hessians are kept for the weights of `hessians`. keep: a file in which an
-    interrupted calibration goes on.
+    interrupted calibration goes on. Layers that healed weights do without have no inputs.
 
     Raises MissingExtraError without torch; QuantizationError for NaN or infinity in a layer's
     input; InputError for an observation that does not fit the policy.
@@ -111,7 +111,7 @@ def layer_inputs(
     )  # fmt: skip
     import torch
 
-    policy = Policy(source, backend, Plan.exact(source.model.num_steps))
+    policy = Policy(source, backend, least_plan(source))
     model: Any = backend.model  # type: ignore[attr-defined]
     random = torch.Generator().manual_seed(seed)
     cross = source.model.cross_expert_layers()
@@ -157,7 +157,8 @@ def layer_inputs(
         state.save(keep, what, tallies, random, len(observations))
     if progress is not None:
         progress(len(observations), len(observations))
-    return {name: _finished(tallies[stacked_with(name, cross)]) for name in weights}
+    found = {name: tallies[stacked_with(name, cross)] for name in weights}
+    return {name: _finished(tally) for name, tally in found.items() if tally.kept}
 
 
 def _finished(tally: Tally) -> LayerInputs:

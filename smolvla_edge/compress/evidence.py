@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smolvla_edge.backends import open_backend
-from smolvla_edge.backends.native import load_core
+from smolvla_edge.backends.native import NativeBackend, load_core
 from smolvla_edge.compress.observations import Observation, Observations
-from smolvla_edge.errors import InputError
+from smolvla_edge.errors import BackendError, InputError
+from smolvla_edge.healed import least_plan
 from smolvla_edge.noise import normal
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import Policy
@@ -43,12 +43,14 @@ STAGES = {
     "first velocity": "out.v_t.step0",
 }
 _STEP = "out.x_t.after_step"
+_MOST_OPERATIONS = 1 << 18  # SmolVLA's ten steps are about 2000
 
 
 class Subject:
     """A policy that is measured, on the native engine's CPU kernels.
 
-    plan: the exact one when not given.  compute: the arithmetic in place of the source's own.
+    plan: the exact one (of healed weights, what they do without) when not given.  compute: the
+    arithmetic in place of the source's own.
     Observations follow no others: nothing is kept from one to the next. Raises what loading raises,
     PlanError for a plan that does not fit.
     """
@@ -62,11 +64,11 @@ class Subject:
         threads: int | None = None,
     ) -> None:
         self.source = source
-        self._engine = open_backend(
+        self._engine = NativeBackend(
             source.model, source.tensors, source.contract,
-            device="cpu", threads=threads, compute=compute or source.compute,
+            threads=threads, compute=compute or source.compute,
         )  # fmt: skip
-        self._use(plan or Plan.exact(source.model.num_steps))
+        self._use(plan or least_plan(source))
 
     def under(self, plan: Plan) -> Subject:
         """The same policy under another plan, on the same engine. Raises PlanError."""
@@ -122,6 +124,21 @@ class Subject:
         return self._engine.trace(
             pixels, present, tokens, np.ones(len(tokens), bool), state, noise, self.policy.plan
         )
+
+    def multiply_adds(self, seen: Observation, seed: int) -> int:
+        """Of one prediction, as the engine counts them: linear layers and attention."""
+        self.policy.reset()
+        self._engine.start_recording(_MOST_OPERATIONS)
+        try:
+            self.policy.predict(seen.images, seen.state, seen.task, seed=seed)
+        finally:
+            raw = self._engine.take_records()
+        if raw["overwritten"]:
+            raise BackendError(
+                f"expected at most {_MOST_OPERATIONS} operations in a prediction, got "
+                f"{raw['overwritten']} more; use a plan of fewer steps"
+            )
+        return sum(int(op["flops"]) for op in raw["ops"]) // 2
 
     def _pixels(self, frame: NDArray[np.generic]) -> NDArray[np.float32]:
         """float32 [3, H, W] in [-1, 1]."""

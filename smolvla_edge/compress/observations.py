@@ -10,7 +10,7 @@ a folder of pictures           with observations.json: {"observations": [
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ LIST_FILE = "observations.json"
 _MAX_LIST_BYTES = 16 << 20
 _BLOCK = 8  # pixels, so that a resize has edges and surfaces
 _TASK = "pick up the red cube"
+_APART = 4  # every fourth episode is held out
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,24 @@ def find_observations(
     )
 
 
+def find_apart(
+    source: Source, data: str, count: int, held_out: int, *, seed: int = 0
+) -> tuple[Observations, Observations]:
+    """`count` observations to learn from and `held_out` others to measure with.
+
+    Of a dataset they come from different episodes, and both from all over it: every fourth episode
+    is held out. Otherwise the last are. Raises what `find_observations` raises.
+    """
+    folder = Path(data)
+    if data == SYNTHETIC or (folder / LIST_FILE).is_file():
+        return find_observations(source, data, count + held_out, seed=seed).split(held_out)
+    find_observations(source, data, count + held_out, seed=seed)  # refuses what is no dataset
+    return (
+        _from_dataset(source, folder, count, {}, lambda number: number % _APART != _APART - 1),
+        _from_dataset(source, folder, held_out, {}, lambda number: number % _APART == _APART - 1),
+    )
+
+
 def synthetic_frame(random: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
     """uint8 [height, width, 3]: noise in blocks of 8 pixels."""
     height, width = size
@@ -143,23 +162,37 @@ def _synthetic(source: Source, count: int, seed: int) -> Iterator[Observation]:
 
 
 def _from_dataset(
-    source: Source, folder: Path, count: int, rename: Mapping[str, str]
+    source: Source,
+    folder: Path,
+    count: int,
+    rename: Mapping[str, str],
+    belongs: Callable[[int], bool] = lambda number: True,
 ) -> Observations:
+    """Spread evenly over the frames of the episodes that belong to it, by their number."""
     from smolvla_edge.dataset import read_dataset
     from smolvla_edge.eval.open_loop import match_cameras
 
     recorded = read_dataset(folder)
-    if recorded.info.frames < count:
+    whole = sum(episode.length for episode in recorded.episodes)
+    if whole != recorded.info.frames:
+        raise DatasetError(
+            f"{folder}: info.json promises {recorded.info.frames} frames, its episodes have {whole}"
+        )
+    episodes = [episode for n, episode in enumerate(recorded.episodes) if belongs(n)]
+    frames = sum(episode.length for episode in episodes)
+    if frames < count:
         raise QuantizationError(
-            f"{folder}: expected {count} frames or more, got {recorded.info.frames}"
+            f"{folder}: expected {count} frames or more in {len(episodes)} of its "
+            f"{len(recorded.episodes)} episodes, got {frames}"
         )
     names = match_cameras(recorded, source.contract.robot_cameras(), rename)
-    wanted = np.linspace(0, recorded.info.frames - 1, count).round().astype(int).tolist()
+    wanted = np.linspace(0, frames - 1, count).round().astype(int)
 
     def make() -> Iterator[Observation]:
-        made = 0
-        for episode in recorded.episodes:
-            mine = [n - episode.first for n in wanted if 0 <= n - episode.first < episode.length]
+        made = first = 0
+        for episode in episodes:
+            mine = (wanted - first)[(wanted >= first) & (wanted < first + episode.length)].tolist()
+            first += episode.length
             if not mine:
                 continue
             for number, frame in enumerate(recorded.frames(episode.index, list(names))):
@@ -169,8 +202,8 @@ def _from_dataset(
                     yield Observation(images, frame.state, frame.task)
         if made != count:
             raise DatasetError(
-                f"{folder}: info.json promises {recorded.info.frames} frames, but {made} of the "
-                f"{count} that were drawn from them are there"
+                f"{folder}: its episodes promise {frames} frames, but {made} of the {count} that "
+                f" were drawn from them are there"
             )
 
     return Observations("dataset", str(folder), count, make)

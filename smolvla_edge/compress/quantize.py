@@ -13,6 +13,7 @@ from smolvla_edge.compress.observations import Observations
 from smolvla_edge.compress.recipe import Recipe
 from smolvla_edge.compress.solve import Progress, Solution, calibrated, rounded
 from smolvla_edge.errors import QuantizationError
+from smolvla_edge.healed import note_of
 from smolvla_edge.paths import shown
 from smolvla_edge.precision import convert_chunks, stored_dtype
 from smolvla_edge.safetensors_file import TensorLayout, iter_tensor_bytes
@@ -95,6 +96,7 @@ def write_codes(
             "converter": f"smolvla-edge {__version__}",
             "command": None if command is None else shown(command),
             "quantized": {"recipe": recipe, **solution.notes},
+            **note_of(source),
         },
         compute="bfloat16",
         codes=formats,

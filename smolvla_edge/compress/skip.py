@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from smolvla_edge.compress.evidence import ActionError, Subject, Trace
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.config import ModelConfig
+from smolvla_edge.healed import least_plan
 from smolvla_edge.plan import PARTS, Plan, Skip
 from smolvla_edge.source import Source
 
@@ -131,8 +132,9 @@ def rank_layers(
 
 
 def base_plan(source: Source) -> Plan:
-    """The exact plan, as far as the rows that are executed; the others cannot change them."""
-    return replace(Plan.exact(source.model.num_steps), horizon=source.contract.n_action_steps)
+    """The exact plan (of healed weights, what they do without), as far as the rows that are
+    executed: the others cannot change them."""
+    return replace(least_plan(source), horizon=source.contract.n_action_steps)
 
 
 def skippable(model: ModelConfig, part: str) -> range:

@@ -137,6 +137,8 @@ def _smooth(
     for spot in smooth.spots(source.model):
         if any(name not in formats for name in spot.readers):
             continue
+        if spot.readers[0] not in inputs:  # healed weights do without this layer
+            continue
         # A matrix that stays in bfloat16 would be rounded again.
         if any(len(source.tensors[m].shape) == 2 and m not in formats for m in spot.makers):
             continue

@@ -25,7 +25,8 @@ class EpisodeResult:
 
     `steps` is the step in which the task was solved, or the limit. Jumps are mean distances between
     successive actions in the units of the action: where a chunk follows another (the seam), and
-    inside chunks; None where no action follows another so.
+    inside chunks; None where no action follows another so. dirty: of each chunk, the part of the
+    pictures' tokens that were computed (the mean over cached cameras); empty without a cache.
     """
 
     task: str
@@ -36,6 +37,8 @@ class EpisodeResult:
     seam_jump: float | None
     inner_jump: float | None
     latency_ms: tuple[float, ...]  # of each chunk
+    evaluations: tuple[int, ...] = ()  # of the velocity, in each chunk
+    dirty: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -43,8 +46,9 @@ class EpisodeResult:
     @staticmethod
     def from_json(raw: Any) -> EpisodeResult:
         try:
-            return EpisodeResult(**{**raw, "latency_ms": tuple(raw["latency_ms"])})
-        except (TypeError, KeyError) as cause:
+            lists = ("latency_ms", *(raw.keys() & {"evaluations", "dirty"}))
+            return EpisodeResult(**{**raw, **{name: tuple(raw[name]) for name in lists}})
+        except (AttributeError, TypeError, KeyError) as cause:
             raise SimulatorError(f"expected the record of an episode, got {raw!r:.200}") from cause
 
 
@@ -68,18 +72,21 @@ def run_episode(
     world.reset(seed)
     policy.reset(seed=seed)
     jumps: dict[bool, list[float]] = {True: [], False: []}
-    latency: list[float] = []
+    chunks: list[ActionChunk] = []
     chunk: ActionChunk | None = None
     before: NDArray[np.float32] | None = None
     row = n_action_steps
+    warm = policy.plan.warm_start is not None  # `step` hands over its rest by itself, `predict` not
     for step in range(step_limit):
         seam = chunk is None or row == n_action_steps
         if seam or chunk is None:
             seen = world.picture()
             if blank:
                 seen = np.full_like(seen, GREY)
-            chunk, row = policy.predict({CAMERA: seen}, world.state, task), 0
-            latency.append(chunk.timings["total"])
+            rest = None if chunk is None or not warm else chunk.normalized[n_action_steps:]
+            chunk = policy.predict({CAMERA: seen}, world.state, task, prev_chunk_left_over=rest)
+            row = 0
+            chunks.append(chunk)
         if watch:
             watch(world.state, chunk, row)
         action = np.clip(chunk.actions[row], -1.0, 1.0)
@@ -88,8 +95,8 @@ def run_episode(
         before = action
         row += 1
         if world.step(action):
-            return _result(world, seed, True, step + 1, jumps, latency)
-    return _result(world, seed, False, step_limit, jumps, latency)
+            return _result(world, seed, True, step + 1, jumps, chunks)
+    return _result(world, seed, False, step_limit, jumps, chunks)
 
 
 def _result(
@@ -98,7 +105,7 @@ def _result(
     success: bool,
     steps: int,
     jumps: dict[bool, list[float]],
-    latency: list[float],
+    chunks: list[ActionChunk],
 ) -> EpisodeResult:
     seam, inner = (
         round(float(np.mean(jumps[kind])), 5) if jumps[kind] else None for kind in (True, False)
@@ -108,8 +115,15 @@ def _result(
         seed=seed,
         success=success,
         steps=steps,
-        chunks=len(latency),
+        chunks=len(chunks),
         seam_jump=seam,
         inner_jump=inner,
-        latency_ms=tuple(round(ms, 2) for ms in latency),
+        latency_ms=tuple(round(chunk.timings["total"], 2) for chunk in chunks),
+        evaluations=tuple(chunk.provenance["evaluations"] for chunk in chunks),
+        dirty=tuple(round(_dirty(chunk), 4) for chunk in chunks if chunk.provenance.get("cache")),
     )
+
+
+def _dirty(chunk: ActionChunk) -> float:
+    cameras = chunk.provenance["cache"].values()
+    return float(np.mean([camera["dirty"] for camera in cameras]))

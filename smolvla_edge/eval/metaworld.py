@@ -26,6 +26,7 @@ CAMERA = "observation.image"
 STEP_LIMIT = 130  # the scripted experts need up to 120
 FILM_SIDE = 360  # of pictures for people
 CONTROL_RATE = 80.0  # steps a second: 5 substeps of 2.5 ms
+_STATIC = "corner2"
 _CAMERA_PLACE = (0.75, 0.075, 0.7)
 _INSTALL_GL = "sudo apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
 
@@ -69,7 +70,7 @@ class Metaworld:
         model.vis.quality.offsamples = 0
         model.vis.global_.offwidth = max(width, FILM_SIDE)
         model.vis.global_.offheight = max(height, FILM_SIDE)
-        model.camera("corner2").pos[:] = _CAMERA_PLACE
+        model.camera(_STATIC).pos[:] = _CAMERA_PLACE
         self._renderers: dict[tuple[int, int], Any] = {}
         self._size = (width, height)
         self._renderer(self._size)
@@ -97,11 +98,14 @@ class Metaworld:
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         self._observation = env._get_obs()
 
-    def picture(self, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-        """What the camera sees, uint8 [height, width, 3]; for people in another (width, height)."""
+    def picture(
+        self, size: tuple[int, int] | None = None, camera: str = _STATIC
+    ) -> NDArray[np.uint8]:
+        """What the camera sees, uint8 [height, width, 3]; for people in another (width, height), or
+        by another of MuJoCo's cameras: "gripperPOV" moves with the hand."""
         flags = self._mujoco.mjtRndFlag
         renderer = self._renderer(size or self._size)
-        renderer.update_scene(self._env.data, camera="corner2", scene_option=self._options)
+        renderer.update_scene(self._env.data, camera=camera, scene_option=self._options)
         for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0
         return np.ascontiguousarray(renderer.render()[::-1, ::-1])
@@ -132,6 +136,9 @@ class Metaworld:
     def _renderer(self, size: tuple[int, int]) -> Any:
         if size not in self._renderers:
             width, height = size
+            limits = self._env.model.vis.global_
+            limits.offwidth = max(limits.offwidth, width)
+            limits.offheight = max(limits.offheight, height)
             try:
                 self._renderers[size] = self._mujoco.Renderer(self._env.model, height, width)
             except Exception as cause:  # mujoco raises what its GL binding raises

@@ -36,6 +36,8 @@ def summarize(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         # How many actions a second one process could hand out, and what the robot asks for.
         "actions_per_second": round(float(steps / (latency.sum() / 1e3)), 1),
         "control_rate": CONTROL_RATE,
+        "evaluations": _share([n for result in results for n in result.evaluations]),
+        "dirty": _share([part for result in results for part in result.dirty]),
         "seam_jump": _mean([r.seam_jump for r in results]),
         "inner_jump": _mean([r.inner_jump for r in results]),
     }
@@ -55,6 +57,11 @@ def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult]) -> 
         [[result.success for result in b[task]] for task in b],
     )
     return asdict(pairs)
+
+
+def _share(values: Sequence[float]) -> float | None:
+    """The mean over chunks; None where nothing was counted."""
+    return round(float(np.mean(values)), 4) if values else None
 
 
 def _mean(jumps: Sequence[float | None]) -> float | None:

@@ -14,6 +14,7 @@ from smolvla_edge.model.layers import (
     RMSNorm,
     SwiGLU,
     attend,
+    attention_mass,
     ignore,
     residual,
     rope,
@@ -42,9 +43,16 @@ class ExpertLayer(nn.Module):
         self.mlp = SwiGLU(width, config.expert_mlp)
 
     def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, positions: Tensor, mask: Tensor
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        looks: list[Tensor] | None = None,
     ) -> Tensor:
-        """x [B, h, width]; key, value [B, n, kv_heads, d]; mask [B, h, n + h] -> as x."""
+        """x [B, h, width]; key, value [B, n, kv_heads, d]; mask [B, h, n + h] -> as x. A cross
+        layer adds to `looks` how much it looked at each token of the prefix, [B, n]."""
         normed = self.norm1(x)
         query = self.attn.heads("q", normed)
         if self.self_attention:
@@ -56,7 +64,10 @@ class ExpertLayer(nn.Module):
             mask = mask[:, :, : key.shape[1]]
             key = self.attn.heads("k", key.flatten(2))
             value = self.attn.heads("v", value.flatten(2))
-        mixed = attend(rope(query, positions, self.base), key, value, mask)
+        query = rope(query, positions, self.base)
+        if looks is not None and not self.self_attention:
+            looks.append(attention_mass(query, key, mask))
+        mixed = attend(query, key, value, mask)
         x = residual(self.attn.o(mixed), x)
         return residual(self.mlp(self.norm2(x)), x)
 
@@ -65,7 +76,7 @@ class Expert(nn.Module):
     """Action tokens [B, h, expert_width] and the cache -> features [B, h, expert_width].
 
     skip: layers left out.  added: by layer, what it last added to the tokens, float32; layers of
-    `reuse` are not computed and add that again, the others renew it.
+    `reuse` are not computed and add that again, the others renew it.  looks: see ExpertLayer.
     """
 
     def __init__(self, config: ModelConfig):
@@ -85,6 +96,7 @@ class Expert(nn.Module):
         skip: Collection[int] = (),
         reuse: Collection[int] = (),
         added: dict[int, Tensor] | None = None,
+        looks: list[Tensor] | None = None,
     ) -> Tensor:
         batch, rows = x.shape[:2]
         causal = torch.ones(rows, rows, dtype=torch.bool, device=x.device).tril()
@@ -99,7 +111,7 @@ class Expert(nn.Module):
                 x = x + added[i]
             elif i not in skip:
                 before = x
-                x = layer(x, *cache.layers[self.reads[i]], positions, mask)
+                x = layer(x, *cache.layers[self.reads[i]], positions, mask, looks)
                 if added is not None:
                     added[i] = x.float() - before.float()
             record(f"mid.step0.expert_layer{i}", x)

@@ -133,6 +133,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
+def attention_mass(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """How much each key is looked at: the weights that `attend` gives it, summed over all heads and
+    rows -> [B, m] float32."""
+    k = k.transpose(1, 2).repeat_interleave(q.shape[2] // k.shape[2], dim=1)
+    scores = (q.transpose(1, 2).float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).sum((1, 2))
+
+
 class Projections(nn.Module):
     """The q, k, v, o matrices of one attention block, no biases.
 

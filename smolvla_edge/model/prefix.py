@@ -130,6 +130,17 @@ class TextModel(nn.Module):
         return Cache(layers, prefix.valid)
 
 
+def image_places(config: ModelConfig, image_tokens: Sequence[Tensor]) -> list[slice]:
+    """Where the tokens of each camera lie in what `embed_prefix` makes of them."""
+    before, after = (2, 1) if config.add_image_special_tokens else (0, 0)
+    places, end = [], 0
+    for image in image_tokens:
+        start = end + before
+        places.append(slice(start, start + image.shape[1]))
+        end = places[-1].stop + after
+    return places
+
+
 def embed_prefix(
     config: ModelConfig,
     embed: nn.Embedding,

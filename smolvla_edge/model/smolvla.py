@@ -120,11 +120,15 @@ class SmolVLA(nn.Module):
         step: int = 0,
         skip: Skip = _SKIP_NOTHING,
         added: dict[int, Tensor] | None = None,
+        looks: list[Tensor] | None = None,
     ) -> Tensor:
         """dx/dtime at x [B, h, max_action_dim] float32 and time [B] -> float32, as x.
 
-        added: of skip.reuse, see Expert; empty before the first step.
+        added: of skip.reuse, see Expert; empty before the first step.  looks: what it held is
+        replaced by what this evaluation looks at, see ExpertLayer.
         """
+        if looks is not None:
+            looks.clear()
         config = self.config
         action = self.action_in(x)
         moment = time_embedding(time, config.expert_width, config.min_period, config.max_period)
@@ -138,6 +142,7 @@ class SmolVLA(nn.Module):
             skip.expert,
             skip.reuse[step] if skip.reuse else (),
             added,
+            looks,
         )
         return self.action_out(features.float()).float()
 
@@ -149,13 +154,17 @@ class SmolVLA(nn.Module):
         plan: Plan | None = None,
         guidance: Guidance | None = None,
         record: Record = ignore,
+        looks: list[Tensor] | None = None,
     ) -> tuple[Tensor, int]:
         """noise [B, h, max_action_dim] float32, h <= chunk_size -> actions, all dimensions, and how
-        often the velocity was evaluated. Without a plan as the checkpoint says."""
+        often the velocity was evaluated. Without a plan as the checkpoint says. looks: what the
+        last evaluation looked at, see `velocity`."""
         plan = plan or Plan.exact(self.config.num_steps)
         added: dict[int, Tensor] | None = {} if plan.skip.reuse else None
         return solve(
-            lambda x, time, step: self.velocity(x, time, cache, record, step, plan.skip, added),
+            lambda x, time, step: self.velocity(
+                x, time, cache, record, step, plan.skip, added, looks
+            ),
             noise,
             plan,
             self.config.chunk_size,

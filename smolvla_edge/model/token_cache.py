@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smolvla_edge.cache_report import CacheReport
 from smolvla_edge.model.smolvla import SmolVLA
-from smolvla_edge.model.vision import KeptKeys
+from smolvla_edge.model.vision import KeptKeys, inner_size
 from smolvla_edge.plan import Cache, Plan
 from smolvla_edge.token_blocks import CameraBlocks, Choice, Setting
 
@@ -50,10 +50,17 @@ class CameraCache:
         self._tokens: Tensor
 
     def encode(
-        self, model: SmolVLA, pixels: Tensor, prompt: Sequence[int], plan: Plan, cache: Cache
+        self,
+        model: SmolVLA,
+        pixels: Tensor,
+        prompt: Sequence[int],
+        plan: Plan,
+        cache: Cache,
+        frame_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, CacheReport | None]:
         """pixels [1, 3, H, W] -> image tokens [1, t, text_width] and how they came about.
 
+        frame_size: height, width of the frame that a letterbox made the pixels of, None without.
         A frame that is not square is not looked at: the pixel shuffle mixes its patches over the
         picture. It is computed whole, and its report is None. A failure leaves nothing behind.
         """
@@ -62,7 +69,12 @@ class CameraCache:
         if height // patch != width // patch:
             return model.encode_image(pixels, skip=plan.skip.vision), None
         side = height // patch // model.config.scale_factor
-        setting = Setting((height, width), side, tuple(prompt), plan.skip.vision, cache)
+        padding = (0, 0)
+        if cache.padding and frame_size is not None:
+            edge = patch * model.config.scale_factor
+            inner = inner_size(*frame_size, (width, height))
+            padding = (height - inner[0]) // edge, (width - inner[1]) // edge
+        setting = Setting((height, width), side, tuple(prompt), plan.skip.vision, cache, padding)
         with self._lock:
             try:
                 choice = self._blocks.choose(setting, lambda: self._change(model, pixels))
@@ -73,16 +85,22 @@ class CameraCache:
             report = CacheReport(choice.keyframe, choice.why, choice.dirty, choice.oldest, drift)
             return self._tokens, report
 
+    def attend(self, mass: Tensor) -> None:
+        """How much the expert looked at each image token [t] of the call before."""
+        with self._lock:
+            self._blocks.attend(mass.cpu().numpy())
+
     def _change(self, model: SmolVLA, pixels: Tensor) -> np.ndarray:
         patch, scale = model.config.patch_size, model.config.scale_factor
         return block_change(pixels, self._reference, patch, scale).cpu().numpy()
 
     def _compute(self, model: SmolVLA, pixels: Tensor, plan: Plan, choice: Choice) -> float | None:
         """Bring what is kept up to date -> the drift of the report."""
-        if choice.keyframe:
+        if choice.dirty == 1:
             self._reference, self._keys = pixels, KeptKeys()
             self._tokens = model.encode_image(pixels, skip=plan.skip.vision, kept=self._keys)
-        if choice.keyframe or not choice.blocks.size:
+            return None
+        if not choice.blocks.size:
             return None
         blocks, clean = (
             torch.from_numpy(x).to(pixels.device) for x in (choice.blocks, choice.clean)

@@ -18,6 +18,13 @@ from smolvla_edge.errors import InputError
 from smolvla_edge.model.layers import Linear, Record, ignore, split_heads
 
 
+def inner_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a frame in its letterbox `size` (width, height), at the lower right of it.
+    The rest is padding."""
+    ratio = max(width / size[0], height / size[1])
+    return int(height / ratio), int(width / ratio)
+
+
 def letterbox(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """Fit images into `size` (width, height) and map [0,1] to [-1,1].
 
@@ -26,8 +33,7 @@ def letterbox(images: Tensor, size: tuple[int, int] | None) -> Tensor:
     """
     if size is not None:
         width, height = size
-        ratio = max(images.shape[3] / width, images.shape[2] / height)
-        new_height, new_width = int(images.shape[2] / ratio), int(images.shape[3] / ratio)
+        new_height, new_width = inner_size(images.shape[2], images.shape[3], size)
         images = F.interpolate(
             images, size=(new_height, new_width), mode="bilinear", align_corners=False
         )

@@ -16,7 +16,7 @@ from smolvla_edge.errors import BackendError
 # How operations are grouped into lanes and colours, in the order of the lanes.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "linear": ("linear",),
-    "attention": ("attention",),
+    "attention": ("attention", "attention_mass"),
     "norm": ("layer_norm", "rms_norm"),
     "rope, K and V": ("rope", "store_kv", "scatter_kv"),
     "other": (
@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 _GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 # What makes the input of the next linear layer, and what stands between two of one layer.
 _AHEAD = frozenset({"layer_norm", "rms_norm", "patchify", "pixel_shuffle"})
-_AROUND = frozenset({"rope", "store_kv", "scatter_kv", "attention"})
+_AROUND = frozenset({"rope", "store_kv", "scatter_kv", "attention", "attention_mass"})
 _TOWERS = {"vision": "vision.", "prefix": "text.", "flow": "expert."}
 _STEP_END = "flow_update"  # the last operation of a denoising step
 

@@ -79,6 +79,42 @@ std::vector<Bound> expected(const Case& c, const Mat& q, const Mat& k, const Mat
     return bounds;
 }
 
+// The same for a key's sum of weights over all rows, which are rounded nowhere; a row's own sum is
+// in order of the keys or in sixteen parts. Twice it, where `twice`.
+std::vector<Bound> expected_mass(const Case& c, const Mat& q, const Mat& k, bool twice) {
+    const bool rounds = c.compute == Compute::bfloat16;
+    const auto operand = [&](float x) { return double(rounds ? to_bf16(x) : x); };
+    const double scale = 1 / std::sqrt(double(c.dim)), times = twice ? 2 : 1;
+    std::vector<Bound> bounds(size_t(c.heads) * c.keys, {0, 0});
+    std::vector<double> p(static_cast<size_t>(c.keys));
+    for (int h = 0; h < c.heads; ++h)
+        for (int r = 0; r < c.rows; ++r) {
+            const int length = length_of(c, r), kv_at = h / (c.heads / c.kv_heads) * c.dim;
+            double top = -INFINITY, moved = 0, spread = 0, total = 0;
+            for (int key = 0; key < length; ++key) {
+                double sum = 0, size = 0;
+                for (int d = 0; d < c.dim; ++d) {
+                    const double product =
+                        operand(q.row(r)[h * c.dim + d]) * operand(k.row(key)[kv_at + d]);
+                    sum += product, size += std::fabs(product);
+                }
+                p[size_t(key)] = sum;
+                moved = std::max(moved, dot(sum, size, c.dim).allowed);
+                top = std::max(top, sum), spread = std::max(spread, std::fabs(sum));
+            }
+            for (int key = 0; key < length; ++key)
+                total += p[size_t(key)] = std::exp((p[size_t(key)] - top) * scale);
+            moved = (moved + 4 * kEps * spread) * scale;
+            const double off = 2 * moved + (c.keys / 16 + 48 + times * c.rows) * kEps;
+            for (int key = 0; key < length; ++key) {
+                Bound& b = bounds[size_t(h) * c.keys + key];
+                const double weight = times * p[size_t(key)] / total;
+                b = {b.value + weight, b.allowed + off * 1.01 * weight};
+            }
+        }
+    return bounds;
+}
+
 // Positions in runs of 1 to 4, beginning at odd and at even ones, some over the end of a panel.
 std::vector<int> scattered(int keys) {
     std::vector<int> positions;
@@ -119,6 +155,21 @@ void check(Judge& judge, const Case& c) {
     };
     judge.run(c.name(), c.compute, bounds,
               [&](Backend& b) { return attend(b, q.mat, k.mat, v.mat); });
+    for (const bool twice : {false, true}) {
+        if (c.rows * c.keys > 20000) break;  // the expert's are fewer
+        judge.run(c.name() + ", its weights", c.compute, expected_mass(c, q.mat, k.mat, twice),
+                  [&](Backend& b) {
+                      KvStore* kv = b.make_kv(c.kv_heads, c.dim, c.keys + 5);
+                      b.store_kv(k.mat, v.mat, kv, nullptr);
+                      LooseMat mass(c.heads, c.keys, Storage::f32);
+                      const AttentionShape shape{c.heads, c.kv_heads, c.dim, lengths.data()};
+                      b.attention_mass(q.mat, kv, shape, false, mass.mat);
+                      if (twice) b.attention_mass(q.mat, kv, shape, true, mass.mat);
+                      judge.require(mass.margins_untouched(),
+                                    c.name() + ": writes beside its weights");
+                      return mass.values();
+                  });
+    }
     if (c.compute == Compute::float32) return;
     judge.run(c.name() + ", q, k and v rounded", c.compute, bounds, [&](Backend& b) {
         const Storage s = b.activation_storage(c.dim);

@@ -43,8 +43,9 @@ struct Robot {
     }
     // Actions of one camera's frame, and what the cache did; `rule` null: without it.
     std::vector<float> see(Engine& e, const std::vector<uint8_t>& pixels, const CacheRule* rule,
-                           CacheReport* report = nullptr, LayerSet skip = 0, int word = 3) const {
-        const std::vector<Frame> frames = {{pixels.data(), true, kHeight, kWidth}};
+                           CacheReport* report = nullptr, LayerSet skip = 0, int word = 3,
+                           int height = kHeight) const {
+        const std::vector<Frame> frames = {{pixels.data(), true, height, kWidth}};
         const std::vector<int> tokens = {word, 1, 4}, cached = {1};
         FlowInput flow = flow_of(noise, 8, 3);
         flow.plan.skip_vision = skip;
@@ -166,6 +167,106 @@ void test_ages(const Robot& robot) {
     }
 }
 
+// Frames half as high as wide: two of four blocks are padding.
+void test_padding(const Robot& robot) {
+    const auto one = robot.engine(1), two = robot.engine(2), plain = robot.engine();
+    const std::vector<uint8_t> a = picture(1), b = picture(2);
+    CacheReport report, other;
+    const auto both = [&](const std::vector<uint8_t>& frame, const CacheRule& r, int height) {
+        const std::vector<float> got = robot.see(*one, frame, &r, &report, 0, 3, height);
+        CHECK(robot.see(*two, frame, &r, &other, 0, 3, height) == got);
+        CHECK(report.dirty == other.dirty && report.oldest == other.oldest);
+        return got;
+    };
+    const auto exact = [&](const std::vector<uint8_t>& frame, int height) {
+        return robot.see(*plain, frame, nullptr, nullptr, 0, 3, height);
+    };
+    CacheRule rule{0, 100, 100, 1, 1};
+    rule.keep_padding = true;
+    CHECK(both(a, rule, 32) == exact(a, 32));
+    CHECK(both(a, rule, 32) == exact(a, 32));
+    CHECK(report.dirty == 0);
+    const std::vector<float> moved = both(b, rule, 32);
+    CHECK(why(report) == "changed" && report.keyframe && report.dirty == 0.5f);
+    CHECK(moved != exact(b, 32));  // against padding of the first frame
+    CHECK(both(b, rule, 32) == moved && report.dirty == 0);
+    // Another shape in the same box, and back: nothing kept fits.
+    for (const int height : {64, 32}) {
+        CHECK(both(b, rule, height) == exact(b, height));
+        CHECK(why(report) == "frame size" && report.dirty == 1);
+    }
+    both(a, rule, 32);
+    CHECK(report.dirty == 0.5f);
+    one->reset(), two->reset();
+    CHECK(both(b, rule, 32) == exact(b, 32) && why(report) == "first");
+    // Every other keyframe leaves it alone, and no age makes it new.
+    for (CacheRule r : {CacheRule{0.01f, 1, 100, 0, 0}, CacheRule{0.01f, 100, 1, 0, 0},
+                        CacheRule{0.01f, 100, 100, 0, 0}}) {
+        r.keep_padding = true;
+        both(a, r, 32);
+        CHECK(why(report) == "plan" && report.dirty == 1);
+        for (const std::vector<uint8_t>& frame : {b, a, b}) {
+            both(frame, r, 32);
+            CHECK(report.keyframe && report.dirty == 0.5f && report.oldest == 0);
+        }
+    }
+    // Where no block is all padding, keeping it is no different from not keeping it.
+    CacheRule kept{0.01f, 3, 2, 0, 1}, not_kept = kept;
+    kept.keep_padding = true;
+    const auto keeps = robot.engine(), makes = robot.engine();
+    for (int call = 0; call < 8; ++call) {
+        const std::vector<uint8_t> frame = changed(a, call % 4, 40);
+        CHECK(robot.see(*keeps, frame, &kept, &report, 0, 3, 33 + call) ==
+              robot.see(*makes, frame, &not_kept, &other, 0, 3, 33 + call));
+        CHECK(report.dirty == other.dirty && why(report) == why(other));
+    }
+}
+
+// What the expert looked at in a call is computed in the next; the first two of four blocks here,
+// whichever they are.
+void test_attended(const Robot& robot) {
+    const auto one = robot.engine(1), two = robot.engine(2), plain = robot.engine();
+    const std::vector<uint8_t> a = picture(1), noisy = changed(a, 1, 1);
+    CacheReport report, other;
+    const auto both = [&](const std::vector<uint8_t>& frame, const CacheRule& r) {
+        const std::vector<float> got = robot.see(*one, frame, &r, &report);
+        CHECK(robot.see(*two, frame, &r, &other) == got);
+        CHECK(report.dirty == other.dirty && report.oldest == other.oldest);
+        return got;
+    };
+    CacheRule rule{0.01f, 100, 100, 0, 0};
+    const std::vector<float> unseen = both(a, rule);
+    rule.attended = 2;
+    const std::vector<float> exact = both(a, rule);
+    CHECK(exact == unseen && why(report) == "plan");
+    both(a, rule);
+    CHECK(report.dirty == 0);  // the very frame: nothing is newer
+    both(noisy, rule);
+    CHECK(report.dirty == 0.5f && report.drift >= 0 && report.oldest == 1);
+    both(noisy, rule);
+    CHECK(report.dirty == 0.5f);
+    one->reset(), two->reset();
+    both(noisy, rule);
+    both(a, rule);
+    CHECK(report.dirty == 0.5f);  // of the first call after the reset
+    // More than three quarters are all; of two that can change, so is any.
+    rule.attended = 4;
+    both(a, rule);
+    CHECK(both(noisy, rule) == robot.see(*plain, noisy, nullptr) && why(report) == "scene");
+    rule.attended = 1;
+    rule.keep_padding = true;
+    std::vector<float> thin[2];
+    for (std::vector<float>& got : thin) {
+        one->reset();
+        robot.see(*one, a, &rule, &report, 0, 3, 32);
+        got = robot.see(*one, noisy, &rule, &report, 0, 3, 32);
+        CHECK(report.dirty == 0.25f);
+    }
+    CHECK(thin[0] == thin[1]);
+    rule.attended = -1;
+    CHECK_THROWS(both(a, rule), input);
+}
+
 // A frame of NaN gives no action, and no trace of it is kept.
 void test_failure(const Robot& robot) {
     const auto e = robot.engine(), plain = robot.engine();
@@ -236,6 +337,8 @@ int main() {
     test_threshold_zero(robot);
     test_some_blocks(robot);
     test_ages(robot);
+    test_padding(robot);
+    test_attended(robot);
     test_failure(robot);
     return report("frame_cache");
 }

@@ -82,6 +82,9 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     ops.store_kv(k, k, kv, nullptr);
     const int lengths[kRows] = {1, 2, 3, 4, 5, 5, 5};
     ops.attention(q, kv, {4, 2, 16, lengths}, out);
+    const Mat mass = ops.make_mat(4, 5);
+    ops.attention_mass(q, kv, {4, 2, 16, lengths}, false, mass);
+    ops.attention_mass(q, kv, {4, 2, 16, lengths}, true, mass);
     const std::vector<uint8_t> frame(20 * 30 * 3, 100);
     float* image = ops.make_buffer(3 * 32 * 32);
     ops.letterbox({frame.data(), true, 20, 30}, image, 32, 32);
@@ -102,7 +105,7 @@ std::vector<float> run_all(Backend& ops, const TensorSource& source) {
     ops.flow_update(x, copied, schedule, &none, {}, {});
 
     std::vector<float> all;
-    for (const Mat& m : {x, y, z, q, out, patches, shuffled, gathered, copied, change, sums})
+    for (const Mat& m : {x, y, z, q, out, mass, patches, shuffled, gathered, copied, change, sums})
         for (float v : values(m)) all.push_back(v);
     return all;
 }
@@ -134,7 +137,7 @@ int main() {
         ops.start(100);
         CHECK(run_all(ops, source) == expected);
         const std::vector<TimedRecord> records = ops.take(&overwritten);
-        CHECK(records.size() == 21 && overwritten == 0);
+        CHECK(records.size() == 23 && overwritten == 0);
         std::string kinds;
         int64_t before = 0;
         for (const TimedRecord& r : records) {
@@ -143,9 +146,9 @@ int main() {
             before = r.end_ns;
         }
         CHECK(kinds ==
-              "linear linear linear layer_norm rms_norm rope store_kv attention letterbox patchify "
-              "pixel_shuffle gather_rows copy scatter_kv block_change copy_blocks pick_rows "
-              "put_rows add compare flow_update ");
+              "linear linear linear layer_norm rms_norm rope store_kv attention attention_mass "
+              "attention_mass letterbox patchify pixel_shuffle gather_rows copy scatter_kv "
+              "block_change copy_blocks pick_rows put_rows add compare flow_update ");
 
         const TimedRecord &plain = find(records, "linear"), &gated = find(records, "linear", 1);
         CHECK(std::string(plain.weight) == "a" && std::string(gated.weight) == "b+c");
@@ -162,6 +165,8 @@ int main() {
         // 25 pairs of query and key, 4 heads of 16: a product for the score, one for the value.
         CHECK(attention.flops == 2 * 2 * 25 * 4 * 16 && attention.heads == 4);
         CHECK(attention.in == 5 && attention.out == 64 && attention.compute == name);
+        const TimedRecord& mass = find(records, "attention_mass");
+        CHECK(mass.flops == 2 * 25 * 4 * 16 && mass.in == 5 && mass.bytes < attention.bytes);
         CHECK(find(records, "copy").flops == 0);
         CHECK(find(records, "letterbox").bytes == 20 * 30 * 3 + 4 * 3 * 32 * 32);
     }
@@ -169,11 +174,11 @@ int main() {
     // A ring that is too small keeps the last ones, in order.
     TimedBackend ops(make_backend(Compute::float32));
     size_t overwritten = 0;
-    for (size_t capacity : {1, 4, 20, 21}) {
+    for (size_t capacity : {1, 4, 22, 23}) {
         ops.start(capacity);
         run_all(ops, source);
         const std::vector<TimedRecord> records = ops.take(&overwritten);
-        CHECK(records.size() == capacity && overwritten == 21 - capacity);
+        CHECK(records.size() == capacity && overwritten == 23 - capacity);
         CHECK(std::string(records.back().kind) == "flow_update");
         for (size_t i = 1; i < records.size(); ++i)
             CHECK(records[i - 1].end_ns <= records[i].start_ns);

@@ -85,6 +85,19 @@ std::vector<Answer> watch(Engine& e) {
     film.brighten(3, -1);
     look();
     look();
+    plan = caching(0.05f);
+    plan.cache.keep_padding = true;
+    film.frames[0].height = 3 * kSide / 4;
+    look();                               // plan
+    film.brighten_first(12, 50), look();  // a scene, but not its padding
+    film.brighten(7, 60), look();
+    film.frames[0].height = kSide / 2, look();  // frame size
+    film.brighten_first(8, 50), look();
+    plan.cache.attended = 3;
+    look();                                                 // plan
+    for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // what was looked at
+    plan.reuse = {0, 0b1111};
+    for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // which the last step does not say
     return all;
 }
 
@@ -110,7 +123,7 @@ void test_watching(const ModelConfig& c, bool codes) {
         whys.insert(a.cache[0].why ? a.cache[0].why : "");
         if (a.cache[0].used) dirty.insert(a.cache[0].dirty);
     }
-    CHECK(whys.size() == 7 && dirty.size() > 3);  // what the frames are made for
+    CHECK(whys.size() == 8 && dirty.size() > 5);  // what the frames are made for
     for (Compute compute : {Compute::float32, Compute::bfloat16}) {
         const auto e = policy.on_gpu(c, weights, compute);
         const std::vector<Answer> got = watch(*e);
@@ -206,12 +219,13 @@ void test_nothing_is_made_after_warm_up() {
     const Weights weights(c);
     const Policy policy;
     Plan adaptive = exact_plan(8, 3), mixed = exact_plan(8, 2);
+    adaptive.cache.attended = 2;
     adaptive.adaptive = true, adaptive.high = 1, adaptive.low = -1;
     mixed.ab2 = true, mixed.warm_start = 0.5f, mixed.stop = 0, mixed.reuse = {0, 0b0110};
     for (const Plan& bare : {adaptive, mixed}) {
         Plan plan = bare;
         plan.caching = true;
-        plan.cache = {0.05f, 100, 100, 0, 0};
+        plan.cache = {0.05f, 100, 100, 0, 0, false, bare.cache.attended};
         const auto e = policy.on_gpu(c, weights, Compute::bfloat16);
         int calls = 0, last = -1, all = 0;
         e->warm_up({kSide, kSide, plan, {0, 1}}, [&](int done, int of) {
@@ -239,6 +253,32 @@ void test_nothing_is_made_after_warm_up() {
         e->warm_up({kSide, kSide, bare, {}}, [](int, int) {});  // what that needs is there
         CHECK(held(*e) == before);
     }
+}
+
+// The same for frames of any shape whose padding is kept.
+void test_nothing_is_made_for_padding_after_warm_up() {
+    const ModelConfig c = with_blocks(tiny());
+    const Weights weights(c);
+    const Policy policy;
+    Plan plan = caching(0.05f, 100, 100, 0);
+    plan.cache.check = 0, plan.cache.keep_padding = true;
+    const auto e = policy.on_gpu(c, weights, Compute::bfloat16);
+    e->warm_up({kSide, kSide, plan, {0, 1}}, [](int, int) {});
+    Film film;
+    film.frames.resize(1), film.cached = {0};
+    const Held before = held(*e);
+    std::set<float> dirty;
+    const int half = kSide / 2, most = 3 * kSide / 4;
+    const int sizes[][2] = {{most, kSide}, {half, kSide}, {kSide / 4, kSide}, {kSide, half}};
+    for (const auto& [height, width] : sizes) {
+        film.frames[0].height = height, film.frames[0].width = width;
+        for (int blocks : {0, 12, 2}) {
+            film.brighten_first(blocks, 60);
+            dirty.insert(ask(*e, film, plan).cache[0].dirty);
+            CHECK(held(*e) == before);
+        }
+    }
+    CHECK(dirty.count(0.75f) && dirty.count(0.5f) && dirty.count(0.25f) && dirty.count(1));
 }
 
 // What a camera keeps is made when it is first used, and counted.
@@ -321,6 +361,7 @@ int main() {
     test_frame_sizes();
     test_watching_as_devices_are();
     test_nothing_is_made_after_warm_up();
+    test_nothing_is_made_for_padding_after_warm_up();
     test_memory_of_a_camera();
     test_memory_that_runs_out();
     test_a_frame_that_found_no_room();

@@ -195,6 +195,92 @@ class TestCache:
             second = None if kind == 4 else frame(2)
             self.see(pair, source, [now, second], plan)
 
+    @pytest.mark.parametrize(
+        "rule",
+        [
+            CACHE,
+            replace(CACHE, threshold=0),
+            Cache(0.05, 5, 3, dilate=1, check=1),
+        ],
+        ids=["plain", "zero", "all"],
+    )
+    def test_padding(self, pair: tuple[Any, Any], source: Source, rule: Cache) -> None:
+        """Frames of 4:3 and 3:4: a row of blocks at the top or a column at the left is padding."""
+        plan = Plan(steps=4, cache=replace(rule, padding=True))
+        random = np.random.default_rng(11)
+        now, tall, kept = frame(1)[:48], False, set()
+        for _ in range(20):
+            kind = random.integers(0, 8)
+            if kind == 0:
+                now = frame(int(random.integers(0, 100)))[:48]
+            elif kind < 4:
+                now = self.changed(now, int(random.integers(0, 12)), int(random.integers(1, 256)))
+            elif kind == 4:
+                tall = not tall
+            elif kind == 5:
+                now = now ^ 1
+            shown = now.transpose(1, 0, 2).copy() if tall else now
+            second = None if kind == 6 else frame(2)
+            (report, _), _ = self.see(pair, source, [shown, second], plan)
+            kept.add((report.why, report.dirty))
+        assert ("frame size", 1) in kept and any(why and dirty == 0.75 for why, dirty in kept)
+
+    def test_padding_is_not_made_again(self, pair: tuple[Any, Any], source: Source) -> None:
+        """Until a reset the other tokens of another scene see the padding of the first."""
+        plan = Plan(steps=4, cache=replace(CACHE, padding=True))
+        first, second = frame(1)[:48], frame(2)[:48]
+        seen = {}
+        for name, frames in {"late": [first, second], "early": [second]}.items():
+            for picture in frames:
+                (report, _), seen[name] = self.see(pair, source, [picture, None], plan)
+            for backend in pair:
+                backend.reset()
+            assert report.dirty == (0.75 if name == "late" else 1)
+        assert np.abs(seen["late"] - seen["early"]).max() > 10 * BOUND
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            Plan(steps=4),
+            Plan(steps=6, stop=0.5),
+            Plan(steps=6, adaptive=(1.0, 0.0), horizon=5),
+            Plan(steps=2, skip=Skip(expert=(1,), reuse=((), (0,)))),
+            Plan(steps=2, skip=Skip(reuse=((), (1, 3)))),
+        ],
+        ids=["", "stop", "adaptive", "reuse", "reuse all"],
+    )
+    def test_attended(self, pair: tuple[Any, Any], source: Source, more: Plan) -> None:
+        """What flickers is computed where the expert looked, the same blocks by both."""
+        rule = replace(CACHE, attended=3, padding=True)
+        random = np.random.default_rng(2)
+        first, second = frame(1)[:48], frame(2)
+        dirty = set()
+        for call in range(8):
+            first, second = (
+                np.minimum(x, 250) + random.integers(0, 3, x.shape, np.uint8)
+                for x in (first, second)
+            )
+            frames = [first, None if call == 4 else second]
+            reports, _ = self.see(pair, source, frames, replace(more, cache=rule))
+            dirty |= {report.dirty for report in reports[:1]} if call else set()
+        looked = more.skip.reuse != ((), (1, 3))  # those of cross-attention
+        assert dirty == ({0.25} if looked else {0.0})
+
+    def test_without_padding_nothing_differs(self, pair: tuple[Any, Any], source: Source) -> None:
+        native, answers = pair[0], []
+        for padding in (False, True):
+            rule = Cache(0.05, 4, 3, dilate=1, check=1, padding=padding)
+            random, now = np.random.default_rng(5), frame(1)
+            native.reset()
+            answers.append([])
+            for _ in range(10):
+                now = self.changed(now, int(random.integers(16)), int(random.integers(1, 256)))
+                result = native.predict(
+                    [now, None], TOKENS, state(source), noise(source), Plan(steps=4, cache=rule)
+                )
+                answers[-1].append((result.actions.tobytes(), result.cache))
+        assert answers[0] == answers[1]
+
     def test_prompt_reset_and_size(self, pair: tuple[Any, Any], source: Source) -> None:
         plan = Plan(steps=4, cache=CACHE)
         frames = [frame(1), frame(2)]

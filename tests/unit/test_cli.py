@@ -59,6 +59,9 @@ class TestApp:
             "eval",
             "quantize",
             "sensitivity",
+            "tune",
+            "influence",
+            "heal",
         ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:

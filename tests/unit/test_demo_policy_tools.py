@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_helpers import need_simulator
+from eval_helpers import arm_policy, need_simulator
+
+from smolvla_edge.eval.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 torch = pytest.importorskip("torch")
@@ -223,6 +227,46 @@ def test_the_tables_say_what_was_played(tools):
     lines["exact"] |= summarize([replace(r, inner_jump=None) for r in nothing])
     assert "| push | 0 of 60 | 0% to 6% | - | 97% |" in tables.render(lines)
     assert "0.200 / - |" in tables.render(lines)
+
+
+def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path, monkeypatch):
+    need_simulator()
+    from smolvla_edge.eval.runner import Setting
+    from tools.demo_policy import plans
+
+    policy = str(arm_policy(tmp_path / "policy", n_action_steps=4))
+    short = partial(Setting, 64, 64, step_limit=12)
+    monkeypatch.setattr(plans, "Setting", short)
+    monkeypatch.setattr(plans, "TASKS", {name: TASKS[name] for name in ("push", "hammer")})
+    monkeypatch.setattr(plans, "LINES", ("horizon=4,steps=1", "horizon=4,steps=2"))
+    out = tmp_path / "out"
+    start = [policy, str(out), "--workers", "1", "--episodes"]
+    plans.main([*start, "2", "--only", "steps=1"])
+    assert sorted(f.name for f in out.glob("*.jsonl")) == [
+        "horizon=4.jsonl", "horizon=4_steps=1.jsonl"
+    ]  # fmt: skip
+    more = "horizon=4,cache.threshold=0.5"
+    measured = ["--data", str(data), "--streams", "2"]
+    plans.main([*start, "3", "--only", "nothing", "--plan", more, *measured])
+    found = json.loads((out / "plans.json").read_text())
+    pairs = {words: line["against_base"] for words, line in found.items()}
+    assert pairs["horizon=4"] is None
+    assert pairs["horizon=4,steps=1"]["pairs"] == 4 and pairs[more]["pairs"] == 6
+    # Fewer are asked for now: what was played more of keeps its pairs; half a line waits.
+    part = (out / "horizon=4.jsonl").read_text().splitlines()[:2]
+    (out / "horizon=4_steps=2.jsonl").write_text("\n".join(part) + "\n")
+    plans.main([*start, "1", "--only", "nothing", *measured])
+    kept = json.loads((out / "plans.json").read_text())
+    assert {w: line["all"]["n"] for w, line in kept.items()} == {
+        "horizon=4": 6, "horizon=4,steps=1": 4
+    }  # fmt: skip
+    errors = [line["open_loop"]["rms_of_range"] for line in found.values()]
+    assert errors[0] == 0 < min(errors[1:])
+    work = [line["open_loop"]["work"] for line in found.values()]
+    assert max(work) < 1 and work[0] == max(work)
+    table = (out / "plans.md").read_text()
+    assert "| `horizon=4,steps=1` | 0% | +0.0% (" in table and "| 4 | 1.0 | 100 % |" in table
+    assert f"`{more}`" in table and "steps=2" not in table
 
 
 def test_demonstrations_go_on_and_are_the_same(tools, tmp_path):

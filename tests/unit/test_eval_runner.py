@@ -55,6 +55,33 @@ def test_each_side_setting_reaches_the_policy(policy):
         assert outcome(other)[0].inner_jump != played["exact"]
 
 
+def test_what_a_plan_came_to_is_kept_with_the_episode(policy, tmp_path):
+    need_simulator()
+    file = tmp_path / "episodes.jsonl"
+    plan = "steps=3,cache.threshold=10,cache.keyframe_every=3,cache.dilate=0,cache.check=0"
+    (found,) = evaluate(Side(policy, plan, 4), JOBS[:1], SETTING, file=file)
+    assert found.evaluations == (3,) * 6
+    assert found.dirty == (1.0, 0.0, 0.0) * 2  # nothing moves so far; each third is a keyframe
+    assert evaluate(Side(policy, plan, 4), JOBS[:1], SETTING, file=file) == [found]
+    summary = summarize([found])
+    assert (summary["evaluations"], summary["dirty"]) == (3.0, pytest.approx(1 / 3, abs=1e-4))
+    (plain,) = evaluate(Side(policy, "exact", 4), JOBS[:1], SETTING)
+    assert plain.dirty == () and summarize([plain])["dirty"] is None
+    old = {k: v for k, v in plain.to_json().items() if k not in ("dirty", "evaluations")}
+    assert summarize([EpisodeResult.from_json(old)])["evaluations"] is None
+
+
+def test_a_warm_start_is_handed_what_was_not_executed(policy):
+    need_simulator()
+    inner = [
+        outcome(evaluate(Side(policy, words, 4), JOBS[:1], SETTING))[0].inner_jump
+        for words in ("steps=2", "steps=2,warm_start=0.5", "horizon=4,steps=2,warm_start=0.5",
+                      "horizon=4,steps=2")
+    ]  # fmt: skip
+    assert inner[0] != inner[1]
+    assert inner[2] == inner[3] == inner[0]  # where all is executed nothing is left to start from
+
+
 def test_an_interrupted_evaluation_goes_on(policy, tmp_path, monkeypatch):
     need_simulator()
     file, side = tmp_path / "a" / "episodes.jsonl", Side(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from smolvla_edge.errors import PlanError
 from smolvla_edge.plan import Cache, Plan, Skip
-from smolvla_edge.presets import read_presets, resolve_plan
+from smolvla_edge.presets import Preset, built_in_presets, read_presets, resolve_plan
 
 RICH = Plan(
     steps=4,
@@ -90,7 +91,9 @@ class TestValues:
         with pytest.raises(PlanError, match=r"cache\.cameras"):
             Cache(0.1, 1, 1, (3,))  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("value", [{"dilate": -1}, {"dilate": 1.0}, {"check": -1}])
+    @pytest.mark.parametrize(
+        "value", [{"dilate": -1}, {"dilate": 1.0}, {"check": -1}, {"padding": 1}, {"attended": -1}]
+    )
     def test_cache_by_name(self, value: dict[str, Any]) -> None:
         with pytest.raises(PlanError, match=rf"cache\.{next(iter(value))}"):
             Cache(0.1, 1, 1, **value)
@@ -211,6 +214,26 @@ class TestPresets:
         for unknown in ("faster", None, 3):
             with pytest.raises(PlanError, match=r"exact, fast \(measured\), wild \(unmeasured\)"):
                 resolve_plan(unknown, 10, presets)  # type: ignore[arg-type]
+
+    def test_fast_comes_with_the_package(self) -> None:
+        fast = built_in_presets()["fast"]
+        assert fast.plan.steps == 2 and fast.plan.cache is not None
+        assert resolve_plan("fast", 10, {}) == fast.plan
+        # A checkpoint that was distilled to one step is not made slower.
+        assert resolve_plan("fast", 1, {}) == replace(fast.plan, steps=1)
+        mine = Preset("fast", Plan(steps=3), {"error": 0.1})
+        assert resolve_plan("fast", 10, {"fast": mine}) == mine.plan
+        with pytest.raises(PlanError, match=r"exact, fast \(measured on another policy\)"):
+            resolve_plan("faster", 10, {})
+
+    def test_the_evidence_of_fast(self) -> None:
+        """What makes it a preset: so many pairs, and a loss of less than 2 points at worst."""
+        evidence = built_in_presets()["fast"].evidence
+        assert evidence is not None
+        pairs = evidence["closed_loop"]["against_exact"]
+        assert pairs["pairs"] >= 1550 and pairs["low"] > -0.02
+        for run in evidence["latency"]:
+            assert run["times_faster_than"]["exact"] > 1 and "benchmarks.stream" in run["command"]
 
     @pytest.mark.parametrize(
         "changes",

@@ -22,6 +22,8 @@ PLANS = {
     "skip.vlm=14+15, skip.vision=3": Plan(skip=Skip(vlm=(14, 15), vision=(3,))),
     "steps=4,skip.reuse=/3+5//3": Plan(steps=4, skip=Skip(reuse=((), (3, 5), (), (3,)))),
     "cache.threshold=0.02": Plan(cache=Cache(0.02, 10, 8)),
+    "cache.threshold=0.02,cache.attended=16": Plan(cache=Cache(0.02, 10, 8, attended=16)),
+    "cache.threshold=0.02,cache.padding=keep": Plan(cache=Cache(0.02, 10, 8, padding=True)),
     "cache.threshold=0,cache.max_age=3,cache.dilate=0,cache.check=2,cache.cameras=top+side": Plan(
         cache=Cache(0, 10, 3, ("top", "side"), dilate=0, check=2)
     ),
@@ -62,6 +64,7 @@ def test_a_file(tmp_path: Path) -> None:
         "late_state=yes": "expected true or false",
         "skip.vlm=a": "skip.vlm: expected a number",
         "cache.max_age=3": "threshold",
+        "cache.threshold=0,cache.padding=yes": "expected keep or compute, got 'yes'",
         "cache=3": "got 'cache=3'",
         "steps=4,skip.reuse=3/3/3/3": "reuse",
         "schedule=1+0.5": "falling from 1 to 0",

@@ -7,42 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from token_blocks_helpers import BLOCKS, change, choose, setting, started
 
 from smolvla_edge.plan import Cache
 from smolvla_edge.token_blocks import CameraBlocks, Choice, Setting, dilated
-
-SIDE = 8
-BLOCKS = SIDE * SIDE
-BUCKET = BLOCKS // 8
-
-
-def setting(side: int = SIDE, **cache: Any) -> Setting:
-    """One that never computes anything unasked; `cache` changes it."""
-    plain = {"threshold": 0.5, "keyframe_every": 1000, "max_age": 1000, "dilate": 0, "check": 0}
-    return Setting((64, 64), side, (5, 9), (), Cache(**{**plain, **cache}))
-
-
-def change(side: int = SIDE, **blocks: float) -> np.ndarray:
-    """Of the blocks b<number>; 0 of the others."""
-    result = np.zeros(side * side, np.float32)
-    for name, value in blocks.items():
-        result[int(name[1:])] = value
-    return result
-
-
-def choose(blocks: CameraBlocks, now: Setting, changed: np.ndarray) -> Choice:
-    return blocks.choose(now, lambda: changed)
-
-
-def started(now: Setting) -> CameraBlocks:
-    """A camera after its first keyframe."""
-    blocks = CameraBlocks()
-
-    def never() -> np.ndarray:
-        raise AssertionError("there is no frame to compare with")
-
-    assert blocks.choose(now, never).why == "first"
-    return blocks
 
 
 class TestKeyframes:
@@ -227,28 +195,33 @@ class Camera:
     def __init__(self, now: Setting, random: np.random.Generator) -> None:
         self.blocks, self.random = CameraBlocks(), random
         self.now: Setting | None = None
-        self.frame = random.random(now.side**2).astype(np.float32)
+        self.frame = np.where(now.free(), random.random(now.side**2), 0).astype(np.float32)
 
     def call(self, now: Setting, frame: np.ndarray) -> Choice:
         known = self.now == now
         moved = np.abs(frame - self.reference) if known else np.zeros(0)
         choice = self.blocks.choose(now, lambda: moved.astype(np.float32))
         if known:
-            self.check(now.cache, moved, choice)
+            self.check(now, moved, choice)
         else:
             assert choice.keyframe
         self.count(choice, frame, identical=known and self.whole and not moved.any())
-        assert choice.oldest == self.age.max()
-        # Whatever happened: no block is used that is as old as the cache's limit.
+        assert choice.oldest == self.age[now.free()].max()
+        # Whatever happened: no block but padding is used that is as old as the cache's limit.
         assert choice.oldest < now.cache.max_age
+        if choice.why in ("first", "frame size", "prompt", "plan"):
+            assert choice.blocks.size == frame.size
+        else:
+            assert now.free()[choice.blocks].all()
         self.now = now
         return choice
 
-    def check(self, cache: Cache, moved: np.ndarray, choice: Choice) -> None:
-        total, chosen = moved.size, np.zeros(moved.size, bool)
+    def check(self, now: Setting, moved: np.ndarray, choice: Choice) -> None:
+        total, chosen, cache, free = moved.size, np.zeros(moved.size, bool), now.cache, now.free()
         chosen[choice.blocks] = True
         above = moved > cache.threshold
-        near = dilated(above.reshape(round(total**0.5), -1), cache.dilate).ravel()
+        near = dilated(above.reshape(now.side, -1), cache.dilate).ravel() & free
+        can_change = int(free.sum())
         if self.whole and not moved.any():
             assert not choice.keyframe and not chosen.any()
             return
@@ -257,20 +230,27 @@ class Camera:
         if cache.threshold == 0 and moved.any():
             assert choice.why == "changed"
         if choice.keyframe:
-            assert chosen.all() and choice.dirty == 1 and choice.clean.size == 0
+            assert (chosen == free).all() and choice.clean.size == 0
+            assert choice.dirty == can_change / total
             return
         assert not (near & ~chosen).any()
-        assert choice.blocks.size % max(1, total // 8) == 0
-        assert choice.blocks.size < 3 * total // 4 + max(1, total // 8)
+        assert choice.blocks.size % max(1, total // 8) == 0 or choice.blocks.size == can_change
+        assert choice.blocks.size < 3 * can_change // 4 + max(1, total // 8)
         assert choice.dirty == choice.blocks.size / total
-        assert choice.blocks.size >= min(cache.check, total)
+        assert choice.blocks.size >= min(cache.check, can_change)
         assert choice.clean.tolist() == np.flatnonzero(chosen & ~above).tolist()
         assert (np.diff(choice.blocks) > 0).all()
 
     def count(self, choice: Choice, frame: np.ndarray, identical: bool) -> None:
-        if choice.keyframe:
+        if choice.blocks.size == frame.size:
             self.age, self.calls, self.whole = np.zeros(frame.size, int), 0, True
             self.reference = frame.copy()
+            return
+        if choice.keyframe:
+            self.calls, self.whole = 0, True
+            self.age += 1
+            self.age[choice.blocks] = 0
+            self.reference[choice.blocks] = frame[choice.blocks]
             return
         if not identical:
             self.calls += 1
@@ -281,8 +261,14 @@ class Camera:
 
 
 def settings(random: np.random.Generator) -> Setting:
+    side = int(random.choice([1, 2, 3, 4, 8]))
+    padding = [0, 0]
+    padding[random.integers(2)] = int(random.choice([0, 1, 2]))
+    top, left = (min(n, side - 1) for n in padding)
     return setting(
-        side=int(random.choice([1, 2, 3, 4, 8])),
+        side,
+        top,
+        left,
         threshold=float(random.choice([0, 0.05, 0.3, 10])),
         keyframe_every=int(random.choice([1, 2, 7, 1000])),
         max_age=int(random.choice([1, 2, 5, 1000])),
@@ -291,8 +277,12 @@ def settings(random: np.random.Generator) -> Setting:
     )
 
 
-def next_frame(frame: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The same, a little noise, some blocks changed, or another scene."""
+def next_frame(frame: np.ndarray, random: np.random.Generator, now: Setting) -> np.ndarray:
+    """The same, a little noise, some blocks changed, or another scene; padding as it is."""
+    return np.where(now.free(), _next_frame(frame, random), 0).astype(np.float32)
+
+
+def _next_frame(frame: np.ndarray, random: np.random.Generator) -> np.ndarray:
     kind = random.integers(5)
     if kind == 0:
         return frame
@@ -318,15 +308,18 @@ def test_any_life_of_a_camera(seed: int) -> None:
             now = replace(now, prompt=(*now.prompt, int(random.integers(9))))
         elif event == 2:
             now = replace(now, skipped=(int(random.integers(9)),))
-        elif event == 3:  # the camera is gone for a while: its scene moves on
-            camera.frame = next_frame(camera.frame, random)
+        elif event == 3 and now.cache.padding:  # a frame of another shape
+            now = replace(now, padding=now.padding[::-1])
+            camera.frame = next_frame(camera.frame, random, now)
+        elif event == 4:  # the camera is gone for a while: its scene moves on
+            camera.frame = next_frame(camera.frame, random, now)
             continue
         else:
-            camera.frame = next_frame(camera.frame, random)
+            camera.frame = next_frame(camera.frame, random, now)
         choices.append(camera.call(now, camera.frame))
     assert choices[0].why == "first"
     if now.cache.threshold == 0:
-        assert all(choice.dirty in (0, 1) for choice in choices)
+        assert {choice.dirty for choice in choices} <= {0, now.free().mean(), 1}
 
 
 def test_lives_reach_every_kind_of_call() -> None:
@@ -337,7 +330,9 @@ def test_lives_reach_every_kind_of_call() -> None:
         now = settings(random)
         camera = Camera(now, random)
         for _ in range(50):
-            camera.frame = next_frame(camera.frame, random)
+            camera.frame = next_frame(camera.frame, random, now)
             choice = camera.call(now, camera.frame)
-            seen.add(choice.why or ("partial" if choice.blocks.size else "reuse"))
-    assert seen == {"first", "changed", "every n", "scene", "partial", "reuse"}
+            kind = choice.why or ("partial" if choice.blocks.size else "reuse")
+            seen.add((kind, now.cache.padding))
+    kinds = ("first", "changed", "every n", "scene", "partial", "reuse")
+    assert seen == {(kind, padding) for kind in kinds for padding in (False, True)}

@@ -292,6 +292,25 @@ class TestReuse:
         whys = [camera.report(frame).why for frame in frames]
         assert whys == ["first", None, None, "every n", None, None, "every n"]
 
+    def test_padding_that_is_kept(self, model: Any) -> None:
+        """Black at the top, and the camera moves: three quarters are computed, against that."""
+        camera = Camera(model, cache(0.02, padding=True))
+        frames = [picture(1), picture(2)]
+        for frame in frames:
+            frame[:, :, :BLOCK] = -1
+        before = camera.kept.encode(
+            model, frames[0], PROMPT, camera.plan, camera.settings, (48, 64)
+        )[0]
+        now, report = camera.kept.encode(
+            model, frames[1], PROMPT, camera.plan, camera.settings, (48, 64)
+        )
+        assert report == CacheReport(True, "scene", 0.75, 0, None)
+        assert torch.equal(now[:, :4], before[:, :4])
+        kept = KeptKeys()
+        model.encode_image(frames[0], kept=kept)
+        close(now[:, 4:], model.encode_blocks(frames[1], torch.arange(4, 16), kept))
+        assert not torch.allclose(now[:, 4:], camera.exact(frames[1])[:, 4:])
+
     def test_with_layers_left_out(self, model: Any) -> None:
         camera = Camera(model, cache(0.02), Skip(vision=(0, 2)))
         camera.see(picture(1))

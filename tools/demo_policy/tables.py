@@ -68,7 +68,7 @@ def by_task(lines: Lines) -> str:
         if task == "mean":
             cells[1] = f"**{row['rate']:.1%}** ({cells[1]})"
         rows.append([*cells, *(_percent(_row(lines[name], task)) for name in shown)])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def settings_table(lines: Lines, default: str, names: list[str]) -> str:
@@ -77,15 +77,19 @@ def settings_table(lines: Lines, default: str, names: list[str]) -> str:
     rows = []
     for name in [EXACT, *names]:
         line = lines[name]
-        pairs = line["against_base"]
-        change = ["", "", ""]
-        if pairs is not None:
-            change = [_difference(pairs), f"{pairs['only_first']} / {pairs['only_second']}",
-                      f"{pairs['p_value']:.2g}"]  # fmt: skip
-        rows.append([default if name == EXACT else name, _percent(line["all"]), *change,
+        rows.append([default if name == EXACT else name, *settings_cells(line),
                      f"{line['latency_ms']['p50']:.1f}",
                      f"{_jump(line['seam_jump'])} / {_jump(line['inner_jump'])}"])  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
+
+
+def settings_cells(line: Mapping[str, Any]) -> list[str]:
+    """Solved, the difference, who solved alone, p: of a line and its base."""
+    pairs = line["against_base"]
+    if pairs is None:
+        return [_percent(line["all"]), "", "", ""]
+    alone = f"{pairs['only_first']} / {pairs['only_second']}"
+    return [_percent(line["all"]), _difference(pairs), alone, f"{pairs['p_value']:.2g}"]
 
 
 def bits_table(lines: Lines, own: int) -> str:
@@ -96,9 +100,7 @@ def bits_table(lines: Lines, own: int) -> str:
             line = lines[weights_of(bits, count)]
             cells.append(f"{_percent(line['all'])}, {_difference(line['against_base'])}")
         rows.append([f"{bits} bits", *cells])
-    return _table(
-        ["weights", *(f"planned anew every {count} actions" for count in REPLANNED)], rows
-    )
+    return table(["weights", *(f"planned anew every {count} actions" for count in REPLANNED)], rows)
 
 
 def _jump(value: float | None) -> str:
@@ -122,6 +124,6 @@ def _difference(pairs: Mapping[str, Any]) -> str:
     return f"{pairs['difference']:+.1%} ({pairs['low']:+.1%} to {pairs['high']:+.1%})"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
