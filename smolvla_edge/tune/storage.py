@@ -7,6 +7,7 @@ several machines.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,16 +59,9 @@ def open_storage(place: str) -> Iterator[Any]:
         if "://" in place:
             yield _database(optuna, place)
             return
-        _whole_lines(file)
+        _mend_journal(file)
         backend = optuna.storages.journal.JournalFileBackend(str(file))
-        try:
-            storage = optuna.storages.JournalStorage(backend)
-        except (ValueError, KeyError, TypeError) as cause:
-            raise InputError(
-                f"{file}: expected a journal of trials, got something else ({cause}); name another "
-                "place with --storage"
-            ) from cause
-        yield storage
+        yield optuna.storages.JournalStorage(backend)
 
 
 def study_of(storage: Any, name: str, identity: Mapping[str, Any]) -> Any:
@@ -141,8 +135,20 @@ def _locked(file: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _whole_lines(file: Path) -> None:
-    """Remove half a line that a machine without power left behind: that trial is run again."""
+def _mend_journal(file: Path) -> None:
+    """Remove half a line that a machine without power left behind: that trial is run again. Raises
+    InputError for a file of something else, before anything is written to it."""
     data = file.read_bytes()
-    if data and not data.endswith(b"\n"):
-        os.truncate(file, data.rfind(b"\n") + 1)
+    whole = data.rfind(b"\n") + 1
+    try:
+        lines = [json.loads(line) for line in data[:whole].splitlines()]
+    except ValueError:
+        lines = [None]
+    strange = any(not isinstance(line, dict) or "op_code" not in line for line in lines)
+    if strange or (data and not data.startswith(b"{")):
+        raise InputError(
+            f"{file}: expected a journal of trials, got something else; name another place with "
+            "--storage"
+        )
+    if whole < len(data):
+        os.truncate(file, whole)

@@ -59,6 +59,7 @@ class TestApp:
             "eval",
             "quantize",
             "sensitivity",
+            "tune",
             "influence",
             "heal",
         ],

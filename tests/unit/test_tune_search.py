@@ -214,12 +214,14 @@ class TestStorage:
         ):
             with pytest.raises(InputError, match=words), open_storage(str(place)):
                 pass
-        (tmp_path / "text").write_text("no journal\n")
-        with (
-            pytest.raises(InputError, match="expected a journal"),
-            open_storage(str(tmp_path / "text")),
-        ):
-            pass
+        for text in ("no journal\n", "half a line", '{"a": 1}\n'):
+            (tmp_path / "text").write_text(text)
+            with (
+                pytest.raises(InputError, match="expected a journal"),
+                open_storage(str(tmp_path / "text")),
+            ):
+                pass
+            assert (tmp_path / "text").read_text() == text
 
     def test_names(self, tmp_path):
         assert default_storage(tmp_path / "b") == tmp_path / "b.tune.journal"
@@ -232,4 +234,4 @@ def test_a_dead_process_is_said(tmp_path):
     bench = Bench(str(tmp_path / "no policy"), (), None, 0)  # its initializer fails
     with Workers(bench, 2, None, lambda: None) as workers, pytest.raises(BackendError) as caught:
         list(workers.evaluate([space().plan({})]))
-    assert "the same command goes on" in str(caught.value)
+    assert "The same command goes on" in str(caught.value)
