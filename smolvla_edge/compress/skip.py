@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from smolvla_edge.compress.evidence import ActionError, Subject, Trace
 from smolvla_edge.compress.observations import Observations
 from smolvla_edge.config import ModelConfig
-from smolvla_edge.healed import least_plan
+from smolvla_edge.errors import PlanError
+from smolvla_edge.healed import least_plan, note_of
 from smolvla_edge.plan import PARTS, Plan, Skip
 from smolvla_edge.source import Source
 
@@ -96,8 +97,13 @@ def rank_layers(
     """Leave out each layer alone, under an otherwise exact plan, in float32 arithmetic.
 
     A bundle of codes keeps its products of integers. Observation i draws its noise from seed + i.
-    Raises what `Subject.chunks` raises.
+    Raises PlanError for healed weights, and what `Subject.chunks` raises.
     """
+    if note_of(source):
+        raise PlanError(
+            "expected weights that compute all their layers, got healed ones: rank the layers of "
+            "the bundle that they were made from"
+        )
     seen = observations.first(len(observations))  # read once, gone through for every layer
     subject = Subject(source, plan=base_plan(source), compute="float32", threads=threads)
     exact = subject.chunks(seen, seed, lambda done, total: progress("all layers", done, total))

@@ -24,6 +24,7 @@ from smolvla_edge.compress.heal import heal
 from smolvla_edge.compress.observations import find_apart, find_observations
 from smolvla_edge.compress.quantize import quantize
 from smolvla_edge.compress.recipe import RECIPES
+from smolvla_edge.compress.skip import rank_layers
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.errors import DatasetError, NonFiniteError, PlanError, QuantizationError
 from smolvla_edge.plan import Plan, Skip
@@ -202,6 +203,8 @@ class TestOnlyItsPlan:
         for plan in ("exact", "steps=2", "skip.vlm=0"):
             with pytest.raises(PlanError, match=r"without vision 1: expected .* skip\.vision=1"):
                 load(healed.bundle.path, plan=plan, threads=1)
+        with pytest.raises(PlanError, match="got healed ones"):
+            rank_layers(open_source(healed.bundle.path), None)
         more = load(healed.bundle.path, plan="steps=2,skip.vision=1,skip.expert=0", threads=1)
         assert more.predict(IMAGES, STATE, TASK, seed=0).actions.shape == (8, 6)
 
