@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from smolvla_edge.config_fields import MAX_FLOAT, MAX_LAYERS, MAX_SIDE, MAX_SIZE
+from smolvla_edge.config_fields import (
+    FLOW_KINDS,
+    FLOW_MATCHING,
+    MAX_FLOAT,
+    MAX_LAYERS,
+    MAX_SIDE,
+    MAX_SIZE,
+    ONE_STEP,
+)
 from smolvla_edge.errors import CheckpointError, InputError
 from smolvla_edge.policy_config import (
     Feature,
@@ -45,12 +53,20 @@ _AT_MOST = (
     ("expert_layers", "text_layers"),
 )
 
+# In bundles too; older ones know nothing of it.
+_MAY_BE_DECLARED = frozenset({"flow_kind", "exits"})
+
 ROPE_THETA = 10000.0  # LeRobot's own rope; the VLM's configured rope_theta is never used
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model in numbers. Layer indices count VLM (text) layers unless "expert" is said."""
+    """The model in numbers. Layer indices count VLM (text) layers unless "expert" is said.
+
+    flow_kind: "one_step" of a checkpoint that was distilled so that one Euler step from noise gives
+    the chunk.  exits: so many of the first layers of language model and expert alone give actions
+    too, where the checkpoint was trained for it.
+    """
 
     vision_width: int
     vision_mlp: int
@@ -91,8 +107,11 @@ class ModelConfig:
     max_cameras: int
     adapt_to_pi_aloha: bool
     rope_theta: float = ROPE_THETA
+    flow_kind: str = FLOW_MATCHING
+    exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_declared(self)
         _check_sizes(self)
         _check_layers(self)
         _check_images(self)
@@ -148,22 +167,28 @@ class ModelConfig:
         return (side // self.scale_factor) ** 2
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives it back."""
+        """JSON-able; `from_dict` gives it back. What may be declared is there if it is."""
         result = asdict(self)
+        for name in _MAY_BE_DECLARED:
+            if not result[name] or result[name] == FLOW_MATCHING:
+                del result[name]
+            elif name == "exits":
+                result[name] = list(self.exits)
         result["resize"] = None if self.resize is None else list(self.resize)
         return result
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_dict`. Raises CheckpointError on a missing, unknown or bad field."""
-        names = {field.name for field in fields(cls)}
-        if raw.keys() != names:
+        names = {field.name for field in fields(cls)} - _MAY_BE_DECLARED
+        if raw.keys() - _MAY_BE_DECLARED != names:
             raise CheckpointError(
                 "model configuration: missing "
                 f"{sorted(names - raw.keys()) or 'nothing'}, unknown "
-                f"{sorted(raw.keys() - names) or 'nothing'}"
+                f"{sorted(raw.keys() - names - _MAY_BE_DECLARED) or 'nothing'}"
             )
-        return cls(**{field.name: _typed(raw[field.name], field) for field in fields(cls)})
+        found = [field for field in fields(cls) if field.name in raw]
+        return cls(**{field.name: _typed(raw[field.name], field) for field in found})
 
 
 def build_model_config(policy: PolicyConfig, vlm: VlmConfig) -> ModelConfig:
@@ -210,6 +235,8 @@ def build_model_config(policy: PolicyConfig, vlm: VlmConfig) -> ModelConfig:
         pad_language_to=policy.pad_language_to,
         max_cameras=len(policy.cameras),
         adapt_to_pi_aloha=policy.adapt_to_pi_aloha,
+        flow_kind=policy.flow_kind,
+        exits=policy.exits,
     )
 
 
@@ -221,6 +248,23 @@ def _expert_mlp(width: int) -> int:
 def _is_self(model: ModelConfig, index: int) -> bool:
     every = model.self_attn_every_n
     return not model.cross_attention or (every > 0 and index % every == 0)
+
+
+def _check_declared(model: ModelConfig) -> None:
+    if model.flow_kind not in FLOW_KINDS:
+        raise CheckpointError(
+            f"flow.kind: expected one of {', '.join(FLOW_KINDS)}, got {model.flow_kind!r:.80}"
+        )
+    if model.flow_kind == ONE_STEP and model.num_steps != 1:
+        raise CheckpointError(
+            f"num_steps: expected 1, because flow.kind is {ONE_STEP}, got {model.num_steps}"
+        )
+    rising = list(model.exits) == sorted(set(model.exits))
+    if not rising or not all(0 < layers < model.text_layers for layers in model.exits):
+        raise CheckpointError(
+            f"exits: expected rising numbers of layers from 1 to {model.text_layers - 1}, got "
+            f"{list(model.exits)}"
+        )
 
 
 def _check_sizes(model: ModelConfig) -> None:
@@ -316,6 +360,9 @@ def _typed(value: Any, field: Any) -> Any:
             and all(type(item) is int for item in value)
         ):
             return value[0], value[1]
+    elif kind == "tuple[int, ...]":
+        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
     elif type(value).__name__ == kind:
         return value
     raise CheckpointError(f"model configuration: {field.name}: expected {kind}, got {value!r:.80}")

@@ -16,6 +16,10 @@ MAX_DIM = 1 << 16  # of states and actions
 MAX_COUNT = 1 << 16  # of steps, actions in a chunk, tokens
 MAX_SIDE = 1 << 14  # of an image, in pixels
 MAX_CAMERAS = 64
+# How a checkpoint's velocity field makes a chunk: integrated, or distilled into one Euler step.
+FLOW_MATCHING = "flow_matching"
+ONE_STEP = "one_step"
+FLOW_KINDS = (FLOW_MATCHING, ONE_STEP)
 
 
 class ConfigFields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smolvla_edge.config import ModelConfig
+from smolvla_edge.config_fields import ONE_STEP
 from smolvla_edge.contract import Contract
 from smolvla_edge.errors import PlanError
 from smolvla_edge.plan import PARTS, Plan
@@ -12,6 +13,8 @@ def check_fit(plan: Plan, model: ModelConfig, contract: Contract) -> None:
     """Raises PlanError for layers, rows or cameras that the policy does not have, and for a warm
     start where what is left of the last chunk serves something else or is of another space."""
     plan.rows(model.chunk_size)
+    if model.flow_kind == ONE_STEP:
+        _check_one_step(plan)
     counts = {
         "vision": model.vision_layers,
         "vlm": model.text_layers,
@@ -45,4 +48,24 @@ def check_fit(plan: Plan, model: ModelConfig, contract: Contract) -> None:
         raise PlanError(
             "warm_start needs chunks as the flow made them, and this policy (adapt_to_pi_aloha) "
             "converts them to the robot's joints; remove warm_start from the plan"
+        )
+
+
+def _check_one_step(plan: Plan) -> None:
+    """What goes on where a velocity ends: in one that was distilled nothing is to be integrated."""
+    asked = {
+        f"steps={plan.steps}": plan.steps != 1,
+        f"solver={plan.solver}": plan.solver != "euler",
+        "schedule": plan.schedule is not None,
+        "adaptive": plan.adaptive is not None,
+        "stop": plan.stop is not None,
+        "warm_start": plan.warm_start is not None,
+        "skip.reuse": bool(plan.skip.reuse),
+    }
+    given = [name for name, there in asked.items() if there]
+    if given:
+        raise PlanError(
+            "this checkpoint declares flow.kind one_step: it was distilled so that one Euler step "
+            f"from noise gives the chunk, and means nothing in between. Expected steps=1, got "
+            f"{', '.join(given)}; remove it from the plan"
         )

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from smolvla_edge.config_fields import (
+    FLOW_KINDS,
+    FLOW_MATCHING,
     MAX_CAMERAS,
     MAX_COUNT,
     MAX_DIM,
@@ -49,7 +51,8 @@ class PolicyConfig:
     """config.json of a LeRobot SmolVLA policy, checked and completed. Features are in file order.
 
     Values <= 0 mean "off" for prefix_length, "as many as the VLM" for num_expert_layers, "all" for
-    num_vlm_layers and "none" for self_attn_every_n_layers, as in LeRobot.
+    num_vlm_layers and "none" for self_attn_every_n_layers, as in LeRobot. flow_kind and exits are
+    declared to this package alone, under "smolvla_edge": see ModelConfig.
     """
 
     input_features: tuple[Feature, ...]
@@ -76,6 +79,8 @@ class PolicyConfig:
     min_period: float
     max_period: float
     rtc: RtcSettings
+    flow_kind: str = FLOW_MATCHING
+    exits: tuple[int, ...] = ()
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -130,6 +135,8 @@ def parse_policy_config(raw: Mapping[str, Any], where: str = "config.json") -> P
         min_period=fields.positive_float("min_period", 4e-3),
         max_period=fields.positive_float("max_period", 4.0),
         rtc=_rtc(fields),
+        flow_kind=_flow_kind(fields),
+        exits=_exits(fields),
     )
     _check_features(policy, where)
     return policy
@@ -210,6 +217,33 @@ def _rtc(fields: ConfigFields) -> RtcSettings:
         max_guidance_weight=rtc.positive_float("max_guidance_weight", 10.0),
         execution_horizon=rtc.integer("execution_horizon", 10, 1),
     )
+
+
+def _declared(fields: ConfigFields, key: str, known: tuple[str, ...]) -> ConfigFields:
+    """An object of ours: what it says and we do not know may not be ignored."""
+    own = ConfigFields(fields.mapping(key, {}), f"{fields.where}: {key}")
+    unknown = sorted(str(name) for name in own.raw.keys() - set(known))
+    if unknown:
+        raise CheckpointError(
+            f"{own.where}: expected {' and '.join(known)} at most, got {', '.join(unknown)}. A newer "
+            "version of this package may know it"
+        )
+    return own
+
+
+def _flow_kind(fields: ConfigFields) -> str:
+    own = _declared(fields, "smolvla_edge", ("flow", "exits"))
+    return _declared(own, "flow", ("kind",)).text("kind", FLOW_MATCHING, FLOW_KINDS)
+
+
+def _exits(fields: ConfigFields) -> tuple[int, ...]:
+    own = _declared(fields, "smolvla_edge", ("flow", "exits"))
+    exits = own.raw.get("exits", [])
+    if not isinstance(exits, list) or not all(
+        type(layers) is int and 0 < layers <= MAX_LAYERS for layers in exits
+    ):
+        own.refuse("exits", "a list of numbers of layers")
+    return tuple(exits)
 
 
 def _vector_size(features: tuple[Feature, ...], name: str, limit: int, limit_name: str) -> int:

@@ -177,7 +177,18 @@ def _layers(model: ModelConfig) -> list[tuple[str, str]]:
             f"{own} with self-attention, {model.expert_layers - own} with cross-attention",
         ),
         ("vocabulary", f"{model.vocab} tokens"),
+        *_declared(model),
     ]
+
+
+def _declared(model: ModelConfig) -> list[tuple[str, str]]:
+    rows = []
+    if model.flow_kind != "flow_matching":
+        rows.append(("flow", f"{model.flow_kind}: distilled, one Euler step from noise"))
+    if model.exits:
+        layers = ", ".join(map(str, model.exits))
+        rows.append(("exits", f"trained to give actions after {layers} layers too"))
+    return rows
 
 
 def _parts(model: ModelConfig, tensors: Mapping[str, TensorEntry], codes: Any) -> list[Any]:
