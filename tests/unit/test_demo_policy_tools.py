@@ -258,6 +258,14 @@ def test_lines_of_plans_go_on_and_compare_what_both_played(tools, data, tmp_path
     (out / "horizon=4_steps=2.jsonl").write_text("\n".join(part) + "\n")
     plans.main([*start, "1", "--only", "nothing", *measured])
     kept = json.loads((out / "plans.json").read_text())
+    pytest.importorskip("matplotlib")
+    from tools.demo_policy import plans_picture
+
+    pictures = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for picture in pictures:
+        plans_picture.main([str(out / "plans.json"), str(picture)])
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert "token cache" not in pictures[0].read_text()  # of the lines that are there alone
     assert {w: line["all"]["n"] for w, line in kept.items()} == {
         "horizon=4": 6, "horizon=4,steps=1": 4
     }  # fmt: skip
