@@ -74,10 +74,11 @@ def layers(influence: Influence) -> str:
     panels = figure.subplots(1, len(PARTS), sharey=True)
     for part, axes in zip(PARTS, panels, strict=True):
         measured = influence.parts[part]
-        axes.bar(
+        # Points: on a scale of powers a bar's length would mean nothing.
+        axes.plot(
             [one.layer for one in measured],
             [max(one.action_error, _LEAST) for one in measured],
-            color=COLOURS[0], width=0.7,
+            "o", color=COLOURS[0],
         )  # fmt: skip
         axes.set_title(_PARTS[part], fontsize=10, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -99,12 +100,16 @@ def _budget(axes: Axes, found: Tuned) -> None:
 
 
 def _log_percent(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    percent = FuncFormatter(lambda y, _: f"≤ {100 * y:g} %" if y <= _LEAST else f"{100 * y:g} %")
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda y, _: f"≤ {100 * y:g} %" if y <= _LEAST else f"{100 * y:g} %")
-    )
+    axes.yaxis.set_major_formatter(percent)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    if high < 100 * low:  # powers of ten alone would name one line or two
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(percent)
 
 
 def _tidy(axes: Axes) -> None:
