@@ -76,12 +76,12 @@ def run(o: argparse.Namespace) -> dict[str, Any]:
                 rate=o.rate, **common, progress=report, force=True,
             )  # fmt: skip
         healed.append({
-            "plan": write_words(plan, source.model.num_steps),
+            "words": write_words(plan, source.model.num_steps),
             "bundle": made.bundle.digest,
             "multiply_adds": point.multiply_adds,
             **made.bundle.provenance["healed"],
         })  # fmt: skip
-        print(healed[-1]["plan"], f"{made.error_before:.3%} {made.error_after:.3%}", flush=True)
+        print(healed[-1]["words"], f"{made.error_before:.3%} {made.error_after:.3%}", flush=True)
     return {
         "policy": o.policy,
         "conditions": collect(ROOT, "benchmarks.skipping"),
@@ -105,7 +105,7 @@ def render(result: Mapping[str, Any]) -> str:
                              "candidates measured"], _rows(curve)))  # fmt: skip
     whole = result["curves"]["vision"][0]["multiply_adds"]
     healed = [
-        [row["plan"], f"{row['multiply_adds'] / whole:.1%}", f"{row['action_error_before']:.2%}",
+        [row["words"], f"{row['multiply_adds'] / whole:.1%}", f"{row['action_error_before']:.2%}",
          f"{row['action_error_after']:.2%}"]
         for row in result["healed"]
     ]  # fmt: skip

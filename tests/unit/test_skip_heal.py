@@ -279,3 +279,17 @@ class TestCommand:
         found = cli("heal", path, tmp_path / "b", *plan, *words, "--force", "--json")
         assert found.json["healed"]["practice"]["steps"] == 2
         assert found.json["digest"] == read_bundle(tmp_path / "b").digest
+
+
+def test_the_whole_study_in_one_command(source, tmp_path):
+    pytest.importorskip("matplotlib")
+    skipping = pytest.importorskip("benchmarks.skipping")
+    words = [source.provenance["source"], str(tmp_path), "--data", "synthetic", "--threads", "1",
+             "--observations", "1", "--greedy", "1", "--calibration", "2", "--held-out", "1",
+             "--steps", "1"]  # fmt: skip
+    assert skipping.main(words) == 0
+    found = json.loads((tmp_path / "skipping.json").read_text())
+    assert found["curves"].keys() == {"all", "vision", "cells"} and len(found["healed"]) == 1
+    assert read_bundle(tmp_path / "healed-1").digest == found["healed"][0]["bundle"]
+    text = (tmp_path / "skipping.md").read_text()
+    assert found["healed"][0]["words"] in text and "| nothing | 0.00% | 100.0% | 0 |" in text
