@@ -69,8 +69,8 @@ void test(const Case& c) {
         for (float& x : values) x = rounds ? as_bf16(x) : x;
         return values;
     };
-    const std::vector<float> q = rounded(randoms(size_t(c.rows) * c.heads * c.dim, 1, 4.0f),
-                                         c.q == Storage::bf16_rows);
+    const std::vector<float> q =
+        rounded(randoms(size_t(c.rows) * c.heads * c.dim, 1, 4.0f), c.q == Storage::bf16_rows);
     const std::vector<float> k =
         rounded(randoms(size_t(c.kv_heads) * c.capacity * c.dim, 2), c.bf16);
     const std::vector<float> before = randoms(size_t(c.heads) * c.columns, 3);

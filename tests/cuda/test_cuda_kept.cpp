@@ -94,7 +94,7 @@ std::vector<Answer> watch(Engine& e) {
     film.frames[0].height = kSide / 2, look();  // frame size
     film.brighten_first(8, 50), look();
     plan.cache.attended = 3;
-    look();                                                 // plan
+    look();                                                   // plan
     for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // what was looked at
     plan.reuse = {0, 0b1111};
     for (int i = 1; i < 4; ++i) film.brighten(3, 1), look();  // which the last step does not say
