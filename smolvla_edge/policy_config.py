@@ -225,8 +225,8 @@ def _declared(fields: ConfigFields, key: str, known: tuple[str, ...]) -> ConfigF
     unknown = sorted(str(name) for name in own.raw.keys() - set(known))
     if unknown:
         raise CheckpointError(
-            f"{own.where}: expected {' and '.join(known)} at most, got {', '.join(unknown)}. A newer "
-            "version of this package may know it"
+            f"{own.where}: expected {' and '.join(known)} at most, got {', '.join(unknown)}. A "
+            "newer version of this package may know it"
         )
     return own
 

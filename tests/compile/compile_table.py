@@ -69,6 +69,9 @@ KERNELS: dict[str, Row] = {
     # Of SmolVLA's 1024 patches; more keys take more.
     "attention_f32_kernel<float>": Row(128, 42, 17408, 5, 1800, ("FFMA",)),
     "attention_f32_kernel<__nv_bfloat16>": Row(128, 42, 17408, 5, 1900, ("FFMA",)),
+    # Of a prefix of 256 tokens and heads of 64.
+    "attention_mass_kernel<float>": Row(128, 48, 9216, 5, 2150, ("FFMA",)),
+    "attention_mass_kernel<__nv_bfloat16>": Row(128, 48, 9216, 5, 2150, ("FFMA",)),
     # These are bound by memory and by starting: nothing may spill or grow, no more.
     "rope_kernel": Row(128, 42, instructions=700),
     "rope_store_kernel<float>": Row(128, 42, instructions=1800),

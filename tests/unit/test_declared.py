@@ -83,7 +83,7 @@ class TestRead:
     @pytest.mark.parametrize("change", [{"flow_kind": "other"}, {"exits": [9]}, {"exits": "2"}])
     def test_a_tampered_bundle(self, tmp_path: Path, change: dict[str, Any]) -> None:
         model = open_source(checkpoint(tmp_path, ONE_STEP)).model
-        with pytest.raises(CheckpointError, match="flow|exits"):
+        with pytest.raises(CheckpointError, match=r"flow|exits"):
             ModelConfig.from_dict(model.to_dict() | change)
 
 
