@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smolvla_edge.compress.greedy import Point
 from smolvla_edge.compress.skip import Influence
@@ -36,14 +36,12 @@ def plot_influence(
     figure = Figure(figsize=(11.0, 7.2 if curve else 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if curve else 1, len(_NAMES))
-    first = None
+    panels: list[Any] = []
     for place, part in enumerate(_NAMES):
-        axes = figure.add_subplot(grid[0, place], sharey=first)
-        first = first or axes
-        _draw_part(axes, influence, part)
-    assert first is not None
-    first.set_ylabel("rms of the actions' range")
-    first.legend(frameon=False, fontsize=8)
+        panels.append(figure.add_subplot(grid[0, place], sharey=panels[0] if panels else None))
+        _draw_part(panels[-1], influence, part)
+    panels[0].set_ylabel("rms of the actions' range")
+    panels[0].legend(frameon=False, fontsize=8)
     if curve:
         _draw_curve(figure.add_subplot(grid[1, :]), curve)
     if title:

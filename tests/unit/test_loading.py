@@ -119,7 +119,7 @@ class TestLoading:
             ({"device": "cuda"}, BackendError),
             ({"threads": 0}, BackendError),
             ({"threads": "2"}, BackendError),
-            ({"plan": "fast"}, PlanError),
+            ({"plan": "quick"}, PlanError),
             ({"plan": Plan(steps=4, horizon=9)}, PlanError),
             ({"plan": Plan(steps=4, late_state=True)}, PlanError),
             ({"plan": Plan(steps=4, skip={"vlm": (4,)})}, PlanError),  # type: ignore[arg-type]
