@@ -56,14 +56,20 @@ class Computed:
 def computed(source: Source, plan: Plan, frames: Sequence[Observation], camera: str) -> Computed:
     """What a plan with a cache computes of one camera over successive observations.
 
-    camera: the model's name of it. Raises InputError for a plan or camera without a cache, no
-    frames, and frames whose patches are not a square of whole blocks (they are computed whole).
+    camera: the model's name of it. Raises InputError for a plan or camera without a cache, one
+    whose cache looks at more than pixels, no frames, and frames whose patches are not a square of
+    whole blocks (they are computed whole).
     """
     cache = plan.cache
     if cache is None or (cache.cameras is not None and camera not in cache.cameras) or not frames:
         raise InputError(
             f"a heat map shows frames of a camera under a plan with a cache, got {len(frames)} "
             f"frames of {camera} under {plan!r:.200}"
+        )
+    if cache.padding or cache.attended:
+        raise InputError(
+            "a heat map follows what the pixels decide, got a plan with cache.padding or "
+            "cache.attended; remove them from it"
         )
     model, blocks = source.model, CameraBlocks()
     reference: Picture = np.zeros(0, np.float32)

@@ -172,6 +172,10 @@ class TestHeatMap:
         for plan, shown in ((Plan(), frames), (CACHED, ())):
             with pytest.raises(InputError, match="a plan with a cache"):
                 heat_map.computed(source, plan, shown, CAMERA)
+        for more in ({"padding": True}, {"attended": 2}):
+            plan = replace(CACHED, cache=replace(CACHED.cache, **more))
+            with pytest.raises(InputError, match="what the pixels decide"):
+                heat_map.computed(source, plan, frames, CAMERA)
 
     def test_the_picture_is_the_same_each_time(self, source, streams):
         seen = heat_map.computed(source, CACHED, streams.held_out[0].frames, CAMERA)
