@@ -79,6 +79,7 @@ def predict_all(
     recorded, latency, every_action = [], [], []
     total = moments.count()
     for episode in moments.episodes:
+        policy.reset()  # a token cache begins anew
         actions = moments.dataset.columns(episode, [ACTION])[ACTION].astype(np.float32)
         if actions.shape[1] != policy.contract.action_dim:
             raise DatasetError(

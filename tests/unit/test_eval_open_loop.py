@@ -62,6 +62,14 @@ def test_each_moment_is_predicted_from_its_own_frame_and_noise(policy, folder):
     assert chunks.span == pytest.approx(np.ptp(everything.astype(np.float64), axis=0))
 
 
+def test_a_token_cache_begins_anew_with_every_episode(policy, folder):
+    moments = Moments(read_dataset(folder), [0, 1], every=5)
+    keeps_all = Side(policy, "cache.threshold=10,cache.keyframe_every=99,cache.max_age=99")
+    cached, plain = (predict_all(side, moments) for side in (keeps_all, Side(policy)))
+    same = [np.array_equal(*pair) for pair in zip(cached.predicted, plain.predicted, strict=True)]
+    assert same == [True, False, True, False, False]  # the first of each of two episodes
+
+
 def test_an_empty_camera_is_not_looked_for(tmp_path, folder):
     empty = str(arm_policy(tmp_path / "p", empty_cameras=1))
     assert len(load(empty).contract.cameras) == 2
