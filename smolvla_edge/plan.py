@@ -113,7 +113,9 @@ class Plan:
     adaptive: (high, low), cosines between the velocities at the start and half way: above high one
     more step ends the flow, above low three, below it half of `steps`.  stop: end the flow when two
     successive estimates of the chunk, x - t v, differ by no more (normalised units).
-    late_state: compute the prefix before the state is read.
+    late_state: compute the prefix before the state is read.  exit: run this many layers of the
+    language model, and those of the expert beside them, alone: one of what the checkpoint declares
+    as its exits.
     """
 
     steps: int = 10
@@ -126,8 +128,11 @@ class Plan:
     adaptive: tuple[float, float] | None = None
     stop: float | None = None
     late_state: bool = False
+    exit: int | None = None
 
     def __post_init__(self) -> None:
+        if self.exit is not None and not (_is_count(self.exit, 1)):
+            raise PlanError(f"exit must be None or a number of layers >= 1, got {self.exit!r}")
         if type(self.steps) is not int or not 1 <= self.steps <= MAX_STEPS:
             raise PlanError(f"steps must be an integer from 1 to {MAX_STEPS}, got {self.steps!r}")
         if self.solver not in SOLVERS:

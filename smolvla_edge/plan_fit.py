@@ -15,6 +15,12 @@ def check_fit(plan: Plan, model: ModelConfig, contract: Contract) -> None:
     plan.rows(model.chunk_size)
     if model.flow_kind == ONE_STEP:
         _check_one_step(plan)
+    if plan.exit is not None and plan.exit not in model.exits:
+        declared = ", ".join(map(str, model.exits)) or "none"
+        raise PlanError(
+            f"exit={plan.exit}: expected an exit that the checkpoint declares, because others give "
+            f"no actions; it declares {declared}. Remove exit from the plan"
+        )
     counts = {
         "vision": model.vision_layers,
         "vlm": model.text_layers,

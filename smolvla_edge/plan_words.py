@@ -126,6 +126,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "adaptive": _list(_FLOAT),
     "stop": _FLOAT,
     "late_state": _truth,
+    "exit": _INT,
     "skip.vision": _LAYERS,
     "skip.vlm": _LAYERS,
     "skip.expert": _LAYERS,

@@ -38,6 +38,7 @@ Plan plan_of(const ModelConfig& config, const py::dict& d) {
     p.skip_vision = take_layers(d, "skip_vision", source);
     p.skip_vlm = take_layers(d, "skip_vlm", source);
     p.skip_expert = take_layers(d, "skip_expert", source);
+    take(d, "exit", p.exit, source);
     std::vector<std::vector<int>> reuse;
     take(d, "reuse", reuse, source);
     for (const std::vector<int>& layers : reuse) p.reuse.push_back(layers_of(layers, "reuse"));

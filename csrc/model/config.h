@@ -46,8 +46,10 @@ struct ModelConfig {
             if (expert_layer_of(i) >= 0 && !is_self_layer(i)) return true;
         return false;
     }
-    int last_used_text_layer() const {
-        int last = text_layers - 1;
+    int last_used_text_layer() const { return last_used_of(text_layers); }
+    // Of the first so many text layers the last one that the expert reads.
+    int last_used_of(int layers) const {
+        int last = layers - 1;
         while (expert_layer_of(last) < 0) --last;
         return last;
     }

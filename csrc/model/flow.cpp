@@ -107,6 +107,9 @@ void Flow::begin(const FlowInput& in) {
 Flow::Way Flow::way(const Plan& plan, bool guided, int evaluation) const {
     Way w{plan.rows, guided, plan.ab2, plan.stop >= 0, {}};
     w.layers.skip = plan.skip_expert;
+    for (int t = plan.exit; plan.exit && t < config_.text_layers; ++t)
+        if (const int layer = config_.expert_layer_of(t); layer >= 0)
+            w.layers.skip |= LayerSet{1} << layer;
     if (!plan.reuse.empty()) {
         w.layers.reuse = plan.reuse[size_t(evaluation)];
         for (const LayerSet set : plan.reuse) w.layers.keep |= set;

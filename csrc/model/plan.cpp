@@ -36,6 +36,9 @@ void check_plan(const ModelConfig& c, const Plan& p) {
     check_layers("skip.vision", p.skip_vision, c.vision_layers);
     check_layers("skip.vlm", p.skip_vlm, c.text_layers);
     check_layers("skip.expert", p.skip_expert, c.expert_layers);
+    if (p.exit < 0 || p.exit > c.text_layers || (p.exit && c.expert_layers > kMaxLayers))
+        fail(ErrorKind::input, "exit %d: expected at most %d layers, of an expert of at most %d",
+             p.exit, c.text_layers, kMaxLayers);
     if (!p.reuse.empty() && (p.reuse.size() != size_t(p.steps) || p.reuse[0] != 0))
         fail(ErrorKind::input, "skip.reuse: expected %d sets of layers, the first one empty",
              p.steps);

@@ -34,6 +34,8 @@ struct Plan {
     float high = 0, low = 0;
     float stop = -1;  // largest difference of two estimates that ends the flow; < 0: none does
     LayerSet skip_vision = 0, skip_vlm = 0, skip_expert = 0;
+    // Layers of the language model that run, and of the expert beside them; 0: all.
+    int exit = 0;
     std::vector<LayerSet> reuse;  // of every step; empty: none
     bool caching = false;
     CacheRule cache = {};

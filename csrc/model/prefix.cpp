@@ -148,7 +148,7 @@ void Prefix::record(const Plan& plan, int tokens) {
 }
 
 void Prefix::run_stage(const Plan& plan, int rows, bool record) {
-    const StageKey key{"prefix", rows, 0, 0, 0, {plan.skip_vlm, plan.skip_expert}};
+    const StageKey key{"prefix", rows, plan.exit, 0, 0, {plan.skip_vlm, plan.skip_expert}};
     const auto body = [&] { run_layers(plan, rows, nullptr); };
     record ? ops_.record_stage(key, body) : ops_.stage(key, body);
 }
@@ -162,11 +162,13 @@ void Prefix::run_layers(const Plan& plan, int n, Trace* trace) {
 
     LinearOptions add;
     add.residual = x;
-    for (size_t i = 0; i < layers_.size(); ++i) {
+    const int layers = plan.exit ? plan.exit : config_.text_layers;
+    const int last = config_.last_used_of(layers);
+    for (int index = 0; index <= last; ++index) {
+        const size_t i = static_cast<size_t>(index);
         const Block& l = layers_[i];
-        const int index = static_cast<int>(i);
-        const bool last = i + 1 == layers_.size(), ends = last || has(plan.skip_vlm, index);
-        const int queries = last ? 0 : q;  // columns of q in front of k
+        const bool ends = index == last || has(plan.skip_vlm, index);
+        const int queries = i + 1 == layers_.size() ? 0 : q;  // columns of q in front of k
         const Mat k = qkv.columns(queries, kv), v = qkv.columns(queries + kv, kv);
         const Mat for_qkv = ops_.operand(normed, l.qkv);
         ops_.rms_norm(x, l.norm1, config_.rms_eps, for_qkv);

@@ -31,6 +31,7 @@ IMPLEMENTED = frozenset(
         "warm_start",
         "adaptive",
         "stop",
+        "exit",
     }
 )
 
@@ -273,6 +274,7 @@ def engine_plan(plan: Plan, rows: int) -> dict[str, Any]:
         "high": 0.0 if adaptive is None else adaptive[0],
         "low": 0.0 if adaptive is None else adaptive[1],
         "stop": -1.0 if plan.stop is None else plan.stop,
+        "exit": plan.exit or 0,
         "skip_vision": list(plan.skip.vision),
         "skip_vlm": list(plan.skip.vlm),
         "skip_expert": list(plan.skip.expert),

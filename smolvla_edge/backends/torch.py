@@ -51,6 +51,7 @@ IMPLEMENTED = (
     "warm_start",
     "adaptive",
     "stop",
+    "exit",
 )
 
 Prompt = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -246,7 +247,7 @@ class TorchBackend:
         with torch.inference_mode():
             images, reports = self._encoded(frames, pixels, kept_under, tokens, plan)
             clock.lap("vision")
-            cache = self.model.prefill(images, *prompt, skip=plan.skip.vlm)
+            cache = self.model.prefill(images, *prompt, skip=plan.skip.vlm, exit=plan.exit)
             clock.lap("prefix")
             looks: list[torch.Tensor] | None = None
             if plan.cache is not None and plan.cache.attended:

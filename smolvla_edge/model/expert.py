@@ -107,6 +107,8 @@ class Expert(nn.Module):
         record("mid.step0.att_2d_masks", mask)
         record("mid.step0.position_ids", positions)
         for i, layer in enumerate(self.layers):
+            if self.reads[i] >= len(cache.layers):  # beyond the exit
+                break
             if added is not None and i in reuse:
                 x = x + added[i]
             elif i not in skip:

@@ -109,8 +109,15 @@ class TextModel(nn.Module):
             self.norm = RMSNorm(config.text_width, config.rms_eps)
         self.dead = dead
 
-    def forward(self, prefix: Prefix, record: Record = ignore, skip: Collection[int] = ()) -> Cache:
-        """Run the prefix -> keys and values of every layer, those of `skip` too."""
+    def forward(
+        self,
+        prefix: Prefix,
+        record: Record = ignore,
+        skip: Collection[int] = (),
+        exit: int | None = None,
+    ) -> Cache:
+        """Run the prefix -> keys and values of every layer, those of `skip` too; of the first
+        `exit` layers alone where it is given."""
         mask = attention_mask(prefix.valid, prefix.block)
         # Masked tokens take no position: they repeat the last one (-1 when they come first).
         positions = prefix.valid.cumsum(1) - 1
@@ -118,8 +125,8 @@ class TextModel(nn.Module):
         record("mid.prefix_position_ids", positions)
         x = prefix.embeddings
         layers = []
-        for i, layer in enumerate(self.layers):
-            x, key_value = layer(x, positions, mask, i in skip)
+        for i, layer in enumerate(self.layers[:exit]):
+            x, key_value = layer(x, positions, mask, i in skip or i + 1 == exit)
             layers.append(key_value)
             record(f"out.kv.{i}.key", key_value[0].transpose(1, 2))
             record(f"out.kv.{i}.value", key_value[1].transpose(1, 2))

@@ -93,8 +93,10 @@ class SmolVLA(nn.Module):
         state: Tensor,
         record: Record = ignore,
         skip: Collection[int] = (),
+        exit: int | None = None,
     ) -> Cache:
-        """Keys and values of the prefix. Shapes as in `prefix.embed_prefix`."""
+        """Keys and values of the prefix. Shapes as in `prefix.embed_prefix`; of the first `exit`
+        layers alone where it is given."""
         prefix = embed_prefix(
             self.config,
             self.text.embed,
@@ -109,7 +111,7 @@ class SmolVLA(nn.Module):
         record("out.prefix_embs", prefix.embeddings)
         record("out.prefix_pad_masks", prefix.valid)
         record("out.prefix_att_masks", prefix.block.expand(prefix.valid.shape))
-        return self.text(prefix, record, skip)
+        return self.text(prefix, record, skip, exit)
 
     def velocity(
         self,
@@ -193,12 +195,12 @@ class SmolVLA(nn.Module):
         [B, h, max_action_dim]. The first h actions do not depend on how many follow. Of a plan all
         but the cache and the horizon, which are the caller's.
         """
-        skip = _SKIP_NOTHING if plan is None else plan.skip
+        skip, exit = (_SKIP_NOTHING, None) if plan is None else (plan.skip, plan.exit)
         images = []
         for i, image in enumerate(pixels):
             record(f"mid.pixels.{i}", image)
             images.append(self.encode_image(image, record, i, skip.vision))
-        cache = self.prefill(images, camera_mask, tokens, token_mask, state, record, skip.vlm)
+        cache = self.prefill(images, camera_mask, tokens, token_mask, state, record, skip.vlm, exit)
         actions, _ = self.denoise(noise, cache, plan, guidance, record)
         record("out.actions_padded", actions)
         record("out.actions", actions[..., : self.config.action_dim])

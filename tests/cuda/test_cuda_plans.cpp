@@ -49,6 +49,9 @@ std::vector<Named> plans(size_t share) {
         p.ab2 = true, p.warm_start = 0.5f, p.stop = 0;
         p.skip_vision = 2, p.skip_vlm = 1, p.skip_expert = 4, p.reuse = {0, 1, 8, 9, 0};
     });
+    add("exit", 8, 3, [](Plan& p) { p.exit = 2; });
+    add("exit at once", 8, 3, [](Plan& p) { p.exit = 1; });
+    add("exit, reuse", 8, 3, [](Plan& p) { p.exit = 3, p.reuse = {0, 0b0001, 0b0101}; });
     std::vector<Named> some;
     for (size_t i = share; i < all.size(); i += 3) some.push_back(all[i]);
     return some;

@@ -53,13 +53,19 @@ PLANS = {
     "reuse, skip, ab2, warm start": Plan(
         steps=4, solver="ab2", warm_start=0.5, skip=Skip(expert=(3,), reuse=((), (1,), (), (2,)))
     ),
+    "exit": Plan(steps=4, exit=3),
+    "exit at once": Plan(steps=4, exit=1),
+    "exit, skip, reuse": Plan(
+        steps=4, exit=3, skip=Skip(vlm=(1,), expert=(1,), reuse=((), (0, 3), (), (2,)))
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     vlm = replace(TINY_VLM, patch_size=PATCH, vision_layers=3)
-    return open_source(make_checkpoint(tmp_path_factory.mktemp("t") / "c", "tiny", vlm=vlm))
+    made = open_source(make_checkpoint(tmp_path_factory.mktemp("t") / "c", "tiny", vlm=vlm))
+    return replace(made, model=replace(made.model, exits=(1, 2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,27 @@ def test_seams_follow_the_plan(pair: tuple[Any, Any], source: Source) -> None:
     traces = [backend.trace(pixels, *prompt, plan) for backend in pair]
     for name in ("out.connector.0", "out.kv.2.key", "out.v_t.step3"):
         close(*(trace[name] for trace in traces))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_an_exit_is_the_model_with_so_many_layers(
+    pair: tuple[Any, Any], source: Source, layers: int
+) -> None:
+    shorter = replace(source.model, text_layers=layers, expert_layers=layers, exits=())
+    kept = {
+        name: entry
+        for name, entry in source.tensors.items()
+        if not any(
+            name.startswith(f"{part}.layers.{i}.")
+            for part in ("text", "expert")
+            for i in range(layers, source.model.text_layers)
+        )
+    }
+    arguments = [frame(1), frame(2)], TOKENS, state(source), noise(source)
+    for backend, kind in zip(pair, (NativeBackend, TorchBackend), strict=True):
+        got = backend.predict(*arguments, Plan(steps=4, exit=layers))
+        want = kind(shorter, kept, source.contract, threads=1).predict(*arguments, Plan(steps=4))
+        close(got.normalized, want.normalized)
 
 
 class TestCache:

@@ -122,3 +122,21 @@ class TestOneStep:
                 with pytest.raises(PlanError, match="one_step"):
                     se.load(tmp_path / name / "c", backend="native", device="cpu", plan="steps=2")
         np.testing.assert_array_equal(chunks[0].actions, chunks[1].actions)
+
+
+class TestExits:
+    def test_only_declared_ones(self, tmp_path: Path) -> None:
+        path = checkpoint(tmp_path, {"exits": [1, 3]}, num_steps=2)
+        for plan, said in (("exit=2", "it declares 1, 3"), ("exit=4", "expected an exit")):
+            with pytest.raises(PlanError, match=said):
+                se.load(path, plan=plan)
+        actions = [
+            se.load(path, plan=plan).predict(IMAGES, STATE, TASK, seed=0).actions
+            for plan in ("exit=1", "exit=3", "exact")
+        ]
+        assert np.abs(actions[0] - actions[1]).max() > 1e-3
+        assert np.abs(actions[1] - actions[2]).max() > 1e-3
+
+    def test_none_declared(self, tmp_path: Path) -> None:
+        with pytest.raises(PlanError, match="it declares none"):
+            se.load(checkpoint(tmp_path), plan="exit=2")

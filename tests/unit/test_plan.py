@@ -24,6 +24,7 @@ RICH = Plan(
     warm_start=0.5,
     stop=0.01,
     late_state=True,
+    exit=2,
 )
 ADAPTIVE = Plan(adaptive=(0.99, 0.9), warm_start=0.5)
 
@@ -55,6 +56,8 @@ class TestValues:
             ("warm_start", 1.0),
             ("warm_start", float("nan")),
             ("late_state", 1),
+            ("exit", 0),
+            ("exit", "2"),
             ("stop", -0.1),
             ("stop", float("nan")),
             ("adaptive", (0.9,)),

@@ -19,6 +19,7 @@ PLANS = {
     "warm_start=0.5,stop=0.01": Plan(steps=10, warm_start=0.5, stop=0.01),
     "adaptive=0.99+0.9": Plan(adaptive=(0.99, 0.9)),
     "late_state=true": Plan(late_state=True),
+    "exit=8": Plan(exit=8),
     "skip.vlm=14+15, skip.vision=3": Plan(skip=Skip(vlm=(14, 15), vision=(3,))),
     "steps=4,skip.reuse=/3+5//3": Plan(steps=4, skip=Skip(reuse=((), (3, 5), (), (3,)))),
     "cache.threshold=0.02": Plan(cache=Cache(0.02, 10, 8)),
