@@ -29,7 +29,9 @@ _GROUP_OF = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 _AHEAD = frozenset({"layer_norm", "rms_norm", "patchify", "pixel_shuffle"})
 _AROUND = frozenset({"rope", "store_kv", "scatter_kv", "attention", "attention_mass"})
 _TOWERS = {"vision": "vision.", "prefix": "text.", "flow": "expert."}
-_STEP_END = "flow_update"  # the last operation of a denoising step
+# The last operation of a denoising step. A plan that looks ahead (stop, adaptive) updates a copy
+# too, and compares it.
+_STEP_END, _LOOKED_AHEAD = "flow_update", "compare"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,12 @@ def _stages(mark: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> li
     ops = _named(mark["kind"], records)
     if mark["kind"] != "flow":
         return [Stage(mark["kind"], mark["index"], mark["start"], mark["end"], tuple(ops))]
-    cuts = [i + 1 for i, op in enumerate(ops) if op.kind == _STEP_END]
+    following = [*(op.kind for op in ops[1:]), ""]
+    cuts = [
+        i + 1
+        for i, (op, after) in enumerate(zip(ops, following, strict=True))
+        if op.kind == _STEP_END and after != _LOOKED_AHEAD
+    ]
     steps = [ops[a:b] for a, b in zip([0, *cuts[:-1]], cuts, strict=True)] if cuts else [ops]
     starts = [mark["start"], *(step[-1].end for step in steps[:-1])]
     ends = [*starts[1:], mark["end"]]  # the last one also copies the actions out

@@ -34,6 +34,14 @@ class TestCall:
         ]
         assert [s.between // US for s in call.stages] == [40, 10, 20]
 
+    def test_a_look_ahead_is_no_step(self):
+        raw = raw_call()
+        raw["ops"][-1:] = [
+            op("flow_update", 1940, 1942), op("compare", 1942, 1944), op("flow_update", 1944, 1950)
+        ]  # fmt: skip
+        steps = build_call(1000 * US, 2000 * US, raw).stages[1:]
+        assert [(s.name, len(s.ops)) for s in steps] == [("step 0", 2), ("step 1", 4)]
+
     def test_names(self, call):
         assert [o.name for o in call.ops] == [
             "vision.layers.0 layer_norm",
