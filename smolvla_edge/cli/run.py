@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,9 @@ import typer
 from smolvla_edge.cli import arguments as args
 from smolvla_edge.cli import output
 from smolvla_edge.cli.loading import load_policy
+from smolvla_edge.plan import SOLVERS, Plan
+from smolvla_edge.plan_words import write_words
+from smolvla_edge.presets import EXACT
 
 if TYPE_CHECKING:
     from smolvla_edge.chunk import ActionChunk
@@ -159,15 +163,17 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         where.append(f"compute capability {facts['sm'] / 10:.1f}")
     if "threads" in facts:
         where.append(f"{facts['threads']} threads")
-    plan = facts["plan"]
     exact = "exact" if facts["exact"] else "not exact"
+    made = Plan.from_json(facts["plan"])
+    rest = write_words(replace(made, solver=SOLVERS[0]), made.steps)
+    more = "" if rest == EXACT else f", {rest}"
     precision = "; ".join(
         f"{part} {' + '.join(f'{count} {dtype}' for dtype, count in counts.items())}"
         for part, counts in facts["precision"].items()
     )
     lines = [
         ("by", ", ".join(where)),
-        ("plan", f"{exact}: {plan['steps']} {plan['solver']} steps"),
+        ("plan", f"{exact}: {made.steps} {made.solver} steps{more}"),
         ("weights", precision),
         ("arithmetic", facts["compute"]),
         ("source", facts["source"]),

@@ -239,6 +239,18 @@ class TestRun:
     def test_refuses_a_malformed_image_option(self, cli: Any, bundle: Path, image: str) -> None:
         refused(cli("run", bundle, *observation(), "--image", image), "--image")
 
+    @pytest.mark.parametrize(
+        "plan, words",
+        [
+            ("exact", "plan exact: 4 euler steps weights"),
+            ("steps=2,solver=ab2", "plan not exact: 2 ab2 steps weights"),
+            ("fast", "not exact: 2 euler steps, cache.threshold=0.02,cache.keyframe_every=20"),
+        ],
+    )
+    def test_says_what_was_left_out(self, cli: Any, bundle: Path, plan: str, words: str) -> None:
+        printed = cli("run", bundle, *observation(), "--plan", plan)
+        assert printed.code == 0 and words in " ".join(printed.out.split())
+
     def test_refuses_a_camera_given_twice(self, cli: Any, bundle: Path) -> None:
         again = f"{CAMERAS[0]}={PHOTOGRAPHS[0]}"
         refused(cli("run", bundle, *observation(), "--image", again), "twice")
