@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,24 @@ Source = Annotated[
         metavar="CHECKPOINT|BUNDLE",
         help="A LeRobot checkpoint folder, a Hub id (owner/name), or a bundle made by convert.",
         show_default=False,
+    ),
+]
+
+
+class Environment(str, Enum):
+    """The simulators of --env."""
+
+    metaworld = "metaworld"
+
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="DIR|synthetic",
+        show_default=False,
+        help="A LeRobotDataset v3.0 folder (extra data), a folder with observations.json, or "
+        "synthetic noise.",
     ),
 ]
 Rename = Annotated[

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,15 +21,11 @@ if TYPE_CHECKING:
     from smolvla_edge.eval.sides import Side
 
 
-class Environment(str, Enum):
-    metaworld = "metaworld"
-
-
 def evaluate(
     source: args.Source,
     env: Annotated[
-        Environment, typer.Option("--env", help="The simulator (extra sim).")
-    ] = Environment.metaworld,
+        args.Environment, typer.Option("--env", help="The simulator (extra sim).")
+    ] = args.Environment.metaworld,
     tasks: Annotated[
         str | None,
         typer.Option(

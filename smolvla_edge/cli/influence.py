@@ -22,16 +22,7 @@ _SHOWN = 20
 
 def influence(
     source: args.Source,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="DIR|synthetic",
-            show_default=False,
-            help="A LeRobotDataset v3.0 folder (extra data), a folder with observations.json, or "
-            "synthetic noise.",
-        ),
-    ],
+    data: args.Data,
     observations: Annotated[
         int, typer.Option("--observations", min=1, metavar="N", help="Of --data, spread over it.")
     ] = 64,

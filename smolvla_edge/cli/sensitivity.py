@@ -15,16 +15,7 @@ _SHOWN = 12
 
 def sensitivity(
     source: args.Source,
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            metavar="DIR|synthetic",
-            show_default=False,
-            help="A LeRobotDataset v3.0 folder (extra data), a folder with observations.json, or "
-            "synthetic noise.",
-        ),
-    ],
+    data: args.Data,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME|FILE", help="The formats to try.")
     ] = "balanced",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     from smolvla_edge.tune.tuning import Tuned
 
 _DEFAULT_BUDGET = "action_error=1%"
-
-
-class Environment(str, Enum):
-    metaworld = "metaworld"
 
 
 def tune(
@@ -88,7 +83,7 @@ def tune(
         ),
     ] = None,
     env: Annotated[
-        Environment | None,
+        args.Environment | None,
         typer.Option(
             "--env", show_default=False, help="Also play what was chosen here (extra sim)."
         ),

@@ -159,8 +159,3 @@ def sampler(seed: Sequence[int]) -> Any:
 
 def _state(name: str) -> Any:
     return need_optuna().trial.TrialState[name]
-
-
-def in_order(evaluate: Callable[[Plan], tuple[float, float]]) -> Evaluate:
-    """One plan after the other, in this process."""
-    return lambda plans: map(evaluate, plans)

@@ -65,17 +65,20 @@ def _vision(model: ModelConfig, plan: Plan, patches: int, part: float) -> float:
 
 
 def _prefix(model: ModelConfig, plan: Plan, rows: int) -> float:
-    """A skipped layer still makes its queries, keys and values; the last one keys and values alone,
-    whatever is skipped."""
+    """A skipped layer still makes its queries, keys and values, as the one at an exit does; the
+    last of the model keys and values alone, whatever is skipped."""
     inner, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     keys = rows * model.text_width * 2 * kv
     queries = rows * model.text_width * inner
     rest = rows * (
         inner * model.text_width + 2 * rows * inner + 3 * model.text_width * model.text_mlp
     )
-    last = model.last_used_text_layer
+    last, ends = model.last_used_text_layer, keys
+    if plan.exit is not None:
+        last = (plan.exit - 1) // model.expert_layer_stride * model.expert_layer_stride
+        ends += queries
     skipped = sum(layer < last for layer in plan.skip.vlm)
-    return last * (keys + queries) + (last - skipped) * rest + keys
+    return last * (keys + queries) + (last - skipped) * rest + ends
 
 
 def _expert(model: ModelConfig, plan: Plan, prefix: int, evaluations: int) -> tuple[float, float]:
@@ -85,15 +88,17 @@ def _expert(model: ModelConfig, plan: Plan, prefix: int, evaluations: int) -> tu
     width = model.expert_width
     once = 0.0
     layers: list[float] = []
+    beyond = model.text_layers if plan.exit is None else plan.exit
     for index in range(model.expert_layers):
+        runs = index not in plan.skip.expert and index * model.expert_layer_stride < beyond
         cost: float = rows * width * (2 * inner + 3 * model.expert_mlp)
         if model.is_self_layer(index * model.expert_layer_stride):
             own = (rows + 1) / 2  # causal
             cost += rows * width * 2 * kv + 2 * rows * (prefix + own) * inner
         else:
             cost += 2 * rows * prefix * inner
-            once += 0.0 if index in plan.skip.expert else 2 * prefix * kv * kv
-        layers.append(0.0 if index in plan.skip.expert else cost)
+            once += 2 * prefix * kv * kv if runs else 0.0
+        layers.append(cost if runs else 0.0)
     ends = rows * width * (2 * model.max_action_dim + width)
     total = 0.0
     for number in range(evaluations):

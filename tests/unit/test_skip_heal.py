@@ -113,8 +113,7 @@ class TestLearning:
         assert not torch.equal(layer.weight, other.weight)
 
     def test_the_loss_is_one_for_the_mean_and_counts_only_rows_that_count(self):
-        first = lambda x: torch.arange(x.shape[1])[None] == 0  # noqa: E731
-        samples = self.samples(first)
+        samples = self.samples(lambda x: torch.arange(x.shape[1])[None] == 0)
         wanted = torch.cat([s.targets[0][s.rows] for s in samples])
         layer = torch.nn.Linear(3, 3)
         with torch.no_grad():

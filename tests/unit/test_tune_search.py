@@ -14,7 +14,7 @@ with needs("optuna", "pyarrow", "PIL"):
 
 from smolvla_edge.errors import BackendError, InputError
 from smolvla_edge.tune import search as search_module
-from smolvla_edge.tune.search import BATCH, STALE_S, Search, in_order
+from smolvla_edge.tune.search import BATCH, STALE_S, Search
 from smolvla_edge.tune.storage import (
     check_names,
     default_storage,
@@ -34,6 +34,11 @@ def judge(plan):
 
 def memory(name="one"):
     return study_of(optuna.storages.InMemoryStorage(), name, {"bundle": name})
+
+
+def in_order(evaluate):
+    """One plan after the other, in this process."""
+    return lambda plans: map(evaluate, plans)
 
 
 def searched(count, evaluate=judge, seed=0, study=None, **options):

@@ -43,6 +43,14 @@ def work(plan=EXACT, parts=(1.0,), words=12, evaluations=None):
 
 
 class TestWork:
+    def test_an_exit_is_a_shorter_model_with_one_layers_queries_more(self):
+        early = work(replace(EXACT, exit=8))
+        shorter = replace(FULL, text_layers=8, expert_layers=8)
+        alike = call_work(shorter, EXACT, patches=[(1024, 1.0)], words=12, evaluations=EXACT.steps)
+        rows = 64 + 12 + 1
+        queries = rows * FULL.text_width * FULL.heads * FULL.head_dim
+        assert early == replace(alike, prefix=alike.prefix + queries)
+
     @pytest.mark.parametrize("cameras", [1, 3])
     def test_of_the_exact_plan_it_is_half_the_flops_of_the_benchmarks(self, cameras):
         counted, flops = work(parts=[1.0] * cameras), exact_flops(FULL, cameras, 12)
