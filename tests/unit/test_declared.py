@@ -137,6 +137,15 @@ class TestExits:
         assert np.abs(actions[0] - actions[1]).max() > 1e-3
         assert np.abs(actions[1] - actions[2]).max() > 1e-3
 
+    def test_nothing_behind_it_is_computed(self, tmp_path: Path) -> None:
+        path = checkpoint(tmp_path, {"exits": [1, 3]}, num_steps=2)
+        policy = se.load(path, plan="exit=3")
+        policy.engine.start_recording(10_000)
+        policy.predict(IMAGES, STATE, TASK, seed=0)
+        ran = str(policy.engine.take_records()["ops"])
+        for part in ("text", "expert"):
+            assert f"{part}.layers.2." in ran and f"{part}.layers.3." not in ran
+
     def test_none_declared(self, tmp_path: Path) -> None:
         with pytest.raises(PlanError, match="it declares none"):
             se.load(checkpoint(tmp_path), plan="exit=2")
