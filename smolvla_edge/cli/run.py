@@ -38,7 +38,10 @@ def run(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="auto, native (C++) or torch (extra torch)."
+            "--backend",
+            metavar="NAME",
+            help="auto, native (C++), torch (extra torch) or onnx (extra onnxruntime; what "
+            "export made of a bundle).",
         ),
     ] = "auto",
     device: args.Device = "auto",
@@ -63,9 +66,9 @@ def run(
 ) -> None:
     """One observation in, one chunk of actions out.
 
-    Loads a LeRobot checkpoint or a bundle, checks that the cameras, the state and the task are what
-    the policy was trained with, and prints the actions in robot units, the time of every stage and
-    what was computed by what. The same seed and input give the same actions.
+    Loads a LeRobot checkpoint, a bundle or an export folder, checks that the cameras, the state and
+    the task are what the policy was trained with, and prints the actions in robot units, the time
+    of every stage and what was computed by what. The same seed and input give the same actions.
 
     \b
     Example:
