@@ -3,7 +3,7 @@
 They have the inputs and outputs of real ones. With m = a camera's mean pixel, s = the state:
 
     image_tokens = m * vision.weights
-    keys         = [one number a row: m's token mean, token id, sum of s] * prefix.weights
+    keys         = [one number a row: m's token mean, token id + 1, sum of s] * prefix.weights
     velocity     = FACTOR * x + RATE * time + PULL * (sum of the valid keys)
 
 The flow's numbers lie in its file of weights, and are named inside its loop.
@@ -30,7 +30,7 @@ from smolvla_edge.rtc import Guidance
 from smolvla_edge.source import Source
 
 OPSET, IR = 23, 10
-FACTOR, RATE, PULL = np.float32(0.5), np.float32(-1.5), np.float32(1e-3)
+FACTOR, RATE, PULL = np.float32(0.5), np.float32(-1.5), np.float32(1e-4)
 _KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 Graphs = dict[str, onnx.ModelProto]
 node = helper.make_node
@@ -43,7 +43,7 @@ def vision_weights(model: ModelConfig) -> np.ndarray:
 
 def prefix_weights(model: ModelConfig) -> np.ndarray:
     width = model.kv_heads * model.head_dim
-    return np.linspace(-1, 1, model.expert_layers * width, dtype=np.float32).reshape(-1, 1, width)
+    return np.linspace(0.1, 1, model.expert_layers * width, dtype=np.float32).reshape(-1, 1, width)
 
 
 def outside(name: str, array: np.ndarray, location: str, offset: int = 0) -> onnx.TensorProto:
@@ -78,7 +78,8 @@ def make_prefix(model: ModelConfig) -> onnx.ModelProto:
     nodes = [
         node("ReduceMean", ["image_tokens", "last"], ["of_images"], keepdims=0),
         node("Reshape", ["of_images", "flat"], ["images"]),
-        node("Cast", ["tokens"], ["words"], to=TensorProto.FLOAT),
+        node("Cast", ["tokens"], ["numbers"], to=TensorProto.FLOAT),
+        node("Add", ["numbers", "one"], ["words"]),
         node("ReduceSum", ["state"], ["of_state"], keepdims=1),
         node("Concat", ["images", "words", "of_state"], ["row"], axis=0),
         node("Reshape", ["row", "column"], ["rows"]),
@@ -92,7 +93,7 @@ def make_prefix(model: ModelConfig) -> onnx.ModelProto:
     held = [
         inside("last", [2], "int64"), inside("flat", [-1], "int64"),
         inside("column", [1, -1, 1], "int64"), inside("upright", [-1, 1], "int64"),
-        inside("each", np.ones((1, count)), "bool"), inside("yes", [True], "bool"),
+        inside("one", 1, "float32"), inside("each", np.ones((1, count)), "bool"), inside("yes", [True], "bool"),
         outside("w", prefix_weights(model), "prefix.weights"),
     ]  # fmt: skip
     return _model("prefix", nodes, held, model)
@@ -272,7 +273,7 @@ def keys_of(
     state: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(keys, valid) as the graph has them."""
-    rows = [images.mean(2).reshape(-1), tokens.astype(np.float32), state.sum(keepdims=True)]
+    rows = [images.mean(2).reshape(-1), tokens.astype(np.float32) + 1, state.sum(keepdims=True)]
     valid = [np.repeat(mask, images.shape[1]), np.ones(len(tokens) + 1, bool)]
     return np.concatenate(rows)[None, :, None] * prefix_weights(model), np.concatenate(valid)
 

@@ -367,6 +367,7 @@ class TestWire:
             (b"\x00\x00", "number 0"),
             (b"\x0b", "wire type 3"),
             (b"\x3a\x05ab", "5 bytes were announced where 2 are left"),
+            (b"\x3a\x02\x0a\x05" + bytes(9), "5 bytes were announced where 0 are left"),
             (b"\x3a\x00\x3a\x00", "stands there twice"),
             (b"\x38\x01", "field 7 of a model has the wire type 0"),
             (b"\x0a\x01a", "field 1 of a model has the wire type 2"),
