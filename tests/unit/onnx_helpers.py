@@ -93,7 +93,8 @@ def make_prefix(model: ModelConfig) -> onnx.ModelProto:
     held = [
         inside("last", [2], "int64"), inside("flat", [-1], "int64"),
         inside("column", [1, -1, 1], "int64"), inside("upright", [-1, 1], "int64"),
-        inside("one", 1, "float32"), inside("each", np.ones((1, count)), "bool"), inside("yes", [True], "bool"),
+        inside("one", 1, "float32"),
+        inside("each", np.ones((1, count)), "bool"), inside("yes", [True], "bool"),
         outside("w", prefix_weights(model), "prefix.weights"),
     ]  # fmt: skip
     return _model("prefix", nodes, held, model)
