@@ -35,7 +35,7 @@ from smolvla_edge.bundle_format import (
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import BundleError
+from smolvla_edge.errors import BundleError, SmolVLAEdgeError
 from smolvla_edge.safetensors_file import (
     CHUNK_BYTES,
     SafetensorsFile,
@@ -127,11 +127,11 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(f"{folder}: expected a bundle directory, found nothing of that kind")
-    _regular_file(folder, DESCRIPTION_FILE)
+    regular_file(folder, DESCRIPTION_FILE)
     raw = read_json_object(folder / DESCRIPTION_FILE, BundleError, MAX_DESCRIPTION_BYTES)
     description = parse_description(raw, str(folder / DESCRIPTION_FILE))
     for name, record in description.files.items():
-        size = _regular_file(folder, name)
+        size = regular_file(folder, name)
         if size != record.nbytes:
             raise BundleError(
                 f"{folder / name}: expected {record.nbytes} bytes, got {size}: the file was cut "
@@ -178,25 +178,26 @@ def _open_tensors(path: Path, records: Mapping[str, TensorRecord]) -> dict[str, 
     return {name: file.entries[name] for name in records}
 
 
-def _regular_file(folder: Path, name: str) -> int:
-    """Size of a regular file that really lies inside `folder`. Raises BundleError."""
+def regular_file(
+    folder: Path, name: str, error: type[SmolVLAEdgeError] = BundleError, kind: str = "bundle"
+) -> int:
+    """Size of a regular file that really lies inside `folder`, a bundle or other `kind`; `error`
+    otherwise."""
     path = folder / name
     try:
         info = path.lstat()
         if stat.S_ISLNK(info.st_mode):
             resolved = path.resolve(strict=True)
             if not resolved.is_relative_to(folder.resolve()):
-                raise BundleError(
-                    f"{path} is a link to {resolved}, outside the bundle: expected a file. Copy "
-                    "the bundle with its files (cp -rL)"
+                raise error(
+                    f"{path} is a link to {resolved}, outside the {kind}: expected a file. Copy "
+                    f"the {kind} with its files (cp -rL)"
                 )
             info = resolved.stat()
     except (OSError, RuntimeError) as cause:  # RuntimeError: a loop of links
-        raise BundleError(
-            f"{path} is missing or unreadable ({cause}). Copy the bundle again"
-        ) from cause
+        raise error(f"{path} is missing or unreadable ({cause}). Copy the {kind} again") from cause
     if not stat.S_ISREG(info.st_mode):
-        raise BundleError(f"{path}: expected a regular file")
+        raise error(f"{path}: expected a regular file")
     return info.st_size
 
 

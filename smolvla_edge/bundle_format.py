@@ -39,7 +39,13 @@ from smolvla_edge.codes import (
 )
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import BundleError, CheckpointError, ContractError, QuantizationError
+from smolvla_edge.errors import (
+    BundleError,
+    CheckpointError,
+    ContractError,
+    QuantizationError,
+    SmolVLAEdgeError,
+)
 from smolvla_edge.names import WEIGHT_DTYPES, expected_tensors
 from smolvla_edge.precision import COMPUTE
 
@@ -174,7 +180,7 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
         contract = Contract.from_json(data["contract"])
     except (CheckpointError, ContractError) as cause:
         raise BundleError(f"{where}: {cause}") from cause
-    _check_agreement(model, contract, where)
+    check_agreement(model, contract, where)
     codes = _codes(data.get("codes", {}), where)
     description = Description(
         model=model,
@@ -191,7 +197,12 @@ def parse_description(data: Mapping[str, Any], where: str) -> Description:
     return description
 
 
-def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None:
+def check_agreement(
+    model: ModelConfig,
+    contract: Contract,
+    where: str,
+    error: type[SmolVLAEdgeError] = BundleError,
+) -> None:
     """Numbers that stand in both must be the same, or engine and checks would disagree."""
     names = ("state_dim", "action_dim", "max_state_dim", "max_action_dim")
     pairs = [
@@ -201,9 +212,9 @@ def _check_agreement(model: ModelConfig, contract: Contract, where: str) -> None
     pairs.append(("max_cameras", model.max_cameras, len(contract.cameras)))
     for name, ours, theirs in pairs:
         if ours != theirs:
-            raise BundleError(f"{where}: model says {name} {ours}, contract says {theirs}")
+            raise error(f"{where}: model says {name} {ours}, contract says {theirs}")
     if contract.tokenizer.max_length > model.tokenizer_max_length:
-        raise BundleError(
+        raise error(
             f"{where}: the contract allows {contract.tokenizer.max_length} tokens, the model "
             f"{model.tokenizer_max_length}"
         )

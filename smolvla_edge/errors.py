@@ -18,6 +18,10 @@ class BundleError(SmolVLAEdgeError):
     """A bundle on disk is malformed, truncated, tampered with or of an unknown version."""
 
 
+class ExportError(SmolVLAEdgeError):
+    """An ONNX export folder is malformed, truncated, foreign or of an unknown version."""
+
+
 class ContractError(SmolVLAEdgeError):
     """Cameras, features, statistics or renames do not fit together; nothing was guessed."""
 

@@ -14,20 +14,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from smolvla_edge.backends import Backend, PredictResult, check_finite, choose, open_backend
+from smolvla_edge.backends import Backend, PredictResult, check_finite, choose
 from smolvla_edge.chunk import ActionChunk, ActionQueue
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import STATE, Contract
+from smolvla_edge.engine import check_onnx_options, find_export, open_engine
 from smolvla_edge.errors import ContractError, InputError, PlanError
 from smolvla_edge.healed import check_healed
 from smolvla_edge.lerobot_batch import Kind, split_batch, split_rows
 from smolvla_edge.noise import SeedSequence, check_seed, normal
-from smolvla_edge.packed_cache import PackedCacheOption, check_option, open_with_cache
+from smolvla_edge.packed_cache import PackedCacheOption, check_option
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
 from smolvla_edge.preprocess import check_frame, check_noise, check_state
@@ -36,7 +36,10 @@ from smolvla_edge.source import Source, open_source
 from smolvla_edge.tokenizer import EncodedTask, TaskTokenizer
 
 # Of a backend's info.
-_SHOWN = ("backend", "device", "device_name", "isa", "sm", "threads", "compute")
+_SHOWN = (
+    "backend", "device", "device_name", "isa", "sm", "threads", "compute",
+    "onnxruntime", "providers", "custom_ops", "accuracy_level",
+)  # fmt: skip
 _LARGEST_FRAME = (1080, 1920)  # that a warm-up makes room for when nobody says another
 
 
@@ -55,8 +58,12 @@ def load(
     revision: str | None = None,
     packed_cache: PackedCacheOption = False,
     warm_up: bool = True,
+    accuracy_level: int | None = None,
+    custom_ops: bool | None = None,
+    allow_fallback: bool | None = None,
 ) -> Policy:
-    """A policy from a bundle, a LeRobot checkpoint folder, or a Hub id (extra `hub`).
+    """A policy from a bundle, a LeRobot checkpoint folder, a Hub id (extra `hub`), or a folder made
+    by `smolvla-edge export` (extra `onnxruntime`; backend "onnx" finds the one in a bundle).
 
     device: "cpu", "cuda" (one GPU, the first that CUDA_VISIBLE_DEVICES leaves), or "auto": the GPU
     if this build has the CUDA backend, a GPU answers, and neither threads nor packed_cache, which
@@ -67,14 +74,19 @@ def load(
     packed_cache: True (in the user's cache) or a path keeps a bundle's packed weights and maps
     them at the next load, which then takes a fraction of a second (packed_cache.py).
     warm_up: on a GPU, make all that calls can need before returning (Policy.warm_up).
+    accuracy_level, custom_ops, allow_fallback: of backend "onnx" alone (backends/onnx_session.py);
+    so is device "tensorrt".
 
     Raises a SmolVLAEdgeError for everything that is missing, unmatched or damaged.
     """
     # A wrong word is cheaper to say now than after reading.
+    path, backend = find_export(path, backend)
     given = {"threads": threads is not None, "packed_cache": packed_cache is not False}
     options = [name for name, is_given in given.items() if is_given]
     chosen, where = choose(backend, device, cpu_options=options)
     check_option(packed_cache, chosen)
+    asked = {"accuracy_level": accuracy_level, "custom_ops": custom_ops}
+    onnx_options = check_onnx_options(chosen, {**asked, "allow_fallback": allow_fallback})
     source = open_source(
         path,
         rename=rename,
@@ -83,28 +95,14 @@ def load(
         allow_unnormalized=allow_unnormalized,
         revision=revision,
         verify=packed_cache is False,
+        exports=chosen == "onnx",
     )
     resolved = resolve_plan(plan, source.model.num_steps, source.presets)
-
-    def build(packed: Any = None) -> Any:
-        return open_backend(
-            source.model,
-            source.tensors,
-            source.contract,
-            backend=chosen,
-            device=where,
-            threads=threads,
-            compute=source.compute,
-            packed=packed,
-        )
-
-    if packed_cache is False:
-        engine = build()
-    else:
-        engine, status = open_with_cache(source, build, packed_cache, threads)
-        source = replace(source, provenance={**source.provenance, "packed_cache": status})
+    if source.export is not None:
+        source.export.check_plan(resolved)
+    engine, source = open_engine(source, chosen, where, threads, packed_cache, onnx_options)
     policy = Policy(source, engine, resolved, allow_missing_cameras=allow_missing_cameras)
-    if warm_up and where == "cuda":
+    if warm_up and where != "cpu":
         policy.warm_up()
     return policy
 
@@ -147,7 +145,7 @@ class Policy:
         self._provenance = {
             **{name: info[name] for name in _SHOWN if info.get(name) is not None},
             "plan": plan.to_json(),
-            "exact": plan.is_exact(source.model.num_steps),
+            "exact": plan.is_exact(source.model.num_steps) and not info.get("lossy"),
             "unnormalized": list(source.contract.unnormalized),
             **source.provenance,
         }

@@ -1,4 +1,5 @@
-"""What a policy is loaded from: a bundle or a LeRobot checkpoint, brought to one form."""
+"""What a policy is loaded from: a bundle, a LeRobot checkpoint or an ONNX export folder, brought to
+one form."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from smolvla_edge.bundle_format import precision_map
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import CheckpointError, ContractError, TokenizerError
+from smolvla_edge.errors import CheckpointError, ContractError, ExportError, TokenizerError
+from smolvla_edge.onnx_folder import EXPORTED, ExportFolder, is_export, read_export
 from smolvla_edge.paths import shown
 from smolvla_edge.presets import Preset, read_presets
 from smolvla_edge.safetensors_file import TensorEntry
@@ -33,6 +35,7 @@ class Source:
     compute: str  # the arithmetic of bfloat16 weights (precision.py)
     provenance: Mapping[str, Any]
     bundle: Bundle | None = None
+    export: ExportFolder | None = None  # then there are no tensors, and only backend "onnx" runs it
 
     def verify_tensors(self, only: Iterable[str] | None = None) -> None:
         """Compare a bundle's tensors (or those named) with their checksums. Raises BundleError."""
@@ -49,13 +52,22 @@ def open_source(
     allow_unnormalized: bool = False,
     revision: str | None = None,
     verify: bool = True,
+    exports: bool = False,
 ) -> Source:
-    """The bundle or checkpoint at `path`; the arguments are those of `load`.
+    """The bundle or checkpoint at `path`, with `exports` an export folder too; the arguments are
+    those of `load`.
 
     With `verify` a bundle's tensors are compared with their checksums; without, that is left to
     `verify_tensors`, which must be called before they are used. Raises a SmolVLAEdgeError.
     """
-    read = _from_bundle if is_bundle(path) else _from_checkpoint
+    if is_export(path) and not exports:
+        raise ExportError(
+            f"{path} is an ONNX export folder, whose weights are in graphs: expected the bundle or "
+            "checkpoint that it was exported from"
+        )
+    read = _from_checkpoint
+    if is_bundle(path) or is_export(path):
+        read = _from_bundle if is_bundle(path) else _from_export
     source = read(
         path,
         rename=rename,
@@ -81,17 +93,7 @@ def _from_bundle(
     if revision is not None:
         raise CheckpointError(f"revision {revision!r} was given, but {path} is a local bundle")
     bundle = read_bundle(path)
-    contract = bundle.contract
-    if rename is not None:
-        contract = contract.with_rename(rename)
-    if stats is not None:
-        contract = contract.with_stats(stats)
-    if contract.unnormalized and not allow_unnormalized:
-        raise ContractError(
-            f"{bundle.path}: {', '.join(contract.unnormalized)} was converted without "
-            "normalisation (--allow-unnormalized): convert again with --stats, or pass "
-            "allow_unnormalized=True here too"
-        )
+    contract = _adjusted(bundle.contract, bundle.path, rename, stats, allow_unnormalized)
     return Source(
         model=bundle.model,
         contract=contract,
@@ -109,6 +111,60 @@ def _from_bundle(
         },
         bundle=bundle,
     )
+
+
+def _from_export(
+    path: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+    stats: str | os.PathLike[str] | None,
+    allow_unnormalized: bool,
+    revision: str | None,
+) -> Source:
+    if revision is not None:
+        raise CheckpointError(f"revision {revision!r} was given, but {path} is a local folder")
+    folder = read_export(path)
+    manifest = folder.manifest
+    noted = manifest.provenance
+    return Source(
+        model=manifest.model,
+        contract=_adjusted(manifest.contract, folder.path, rename, stats, allow_unnormalized),
+        tensors={},
+        tokenizer_file=folder.tokenizer_file if tokenizer is None else Path(tokenizer),
+        no_tokenizer=TokenizerError(
+            f"{folder.path} holds no tokenizer.json: pass tokenizer=FILE (--tokenizer FILE)"
+        ),
+        presets={EXPORTED: Preset(EXPORTED, manifest.plan)},
+        compute="float32",
+        provenance={
+            "source": shown(folder.path),
+            "bundle": noted["bundle"],
+            "precision": {part: dict(counts) for part, counts in noted["precision"].items()},
+        },
+        export=folder,
+    )
+
+
+def _adjusted(
+    contract: Contract,
+    where: Path,
+    rename: Mapping[str, str] | None,
+    stats: str | os.PathLike[str] | None,
+    allow_unnormalized: bool,
+) -> Contract:
+    """A stored contract under the caller's names and statistics. Raises ContractError."""
+    if rename is not None:
+        contract = contract.with_rename(rename)
+    if stats is not None:
+        contract = contract.with_stats(stats)
+    if contract.unnormalized and not allow_unnormalized:
+        raise ContractError(
+            f"{where}: {', '.join(contract.unnormalized)} was converted without "
+            "normalisation (--allow-unnormalized): convert again with --stats, or pass "
+            "allow_unnormalized=True here too"
+        )
+    return contract
 
 
 def _from_checkpoint(

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from smolvla_edge.cache_report import CacheReport
     from smolvla_edge.config import ModelConfig
     from smolvla_edge.contract import Contract
+    from smolvla_edge.onnx_folder import ExportFolder
     from smolvla_edge.plan import Plan
     from smolvla_edge.rtc import Guidance
     from smolvla_edge.safetensors_file import TensorEntry
 
-BACKENDS = ("auto", "native", "torch")
-DEVICES = ("auto", "cpu", "cuda")
+BACKENDS = ("auto", "native", "torch", "onnx")
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")  # the last of backend "onnx" alone
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ def check_finite(*arrays: np.ndarray) -> None:
 def choose(
     backend: str = "auto", device: str = "auto", *, cpu_options: Sequence[str] = ()
 ) -> tuple[str, str]:
-    """Resolve the two words of `load()` to (backend, device).
+    """Resolve the two words of `load()` to (backend, device); of a policy in tensors (an export
+    folder is of backend "onnx", which `load` knows).
 
     device "auto" is the GPU for the native backend when this build has the CUDA backend and a GPU
     answers, and when none of the options was given that only the CPU's kernels have: their names
@@ -194,6 +196,13 @@ def choose(
         raise BackendError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if device not in DEVICES:
         raise BackendError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if backend == "onnx":
+        return backend, "cpu" if device == "auto" else device
+    if device == "tensorrt":
+        raise BackendError(
+            "device='tensorrt': expected backend='onnx' and an export folder (smolvla-edge "
+            f"export), got backend={backend!r}"
+        )
     if backend == "torch":
         return backend, "cpu" if device == "auto" else device
     from smolvla_edge.backends.native import why_no_gpu
@@ -222,14 +231,24 @@ def open_backend(
     threads: int | None = None,
     compute: str = "float32",
     packed: Any = None,
+    export: ExportFolder | None = None,
+    onnx_options: Mapping[str, Any] | None = None,
 ) -> Backend:
     """Build the chosen backend. `compute` is the source's (precision.py); torch, the reference,
-    computes in float32 whatever it says. `packed` is an image for the native one (packed_cache.py).
+    computes in float32 whatever it says. `packed` is an image for the native one (packed_cache.py),
+    `export` the folder that "onnx" runs in place of tensors, under `onnx_options` (OnnxOptions).
 
-    Raises BackendError, or MissingExtraError when torch is absent."""
+    Raises BackendError, or MissingExtraError when torch or ONNX Runtime is absent."""
+    if export is not None:
+        return _open_onnx(export, contract, backend, device, threads, onnx_options)
     given = {"threads": threads, "packed": packed}
     options = [name for name, value in given.items() if value is not None]
     chosen, where = choose(backend, device, cpu_options=options)
+    if chosen == "onnx":
+        raise BackendError(
+            "backend='onnx': expected an export folder, got a policy in tensors; make one with "
+            "'smolvla-edge export'"
+        )
     if chosen == "torch":
         from smolvla_edge.backends.torch import TorchBackend
 
@@ -245,3 +264,24 @@ def open_backend(
         compute=compute,
         packed=packed,
     )
+
+
+def _open_onnx(
+    export: ExportFolder,
+    contract: Contract,
+    backend: str,
+    device: str,
+    threads: int | None,
+    options: Mapping[str, Any] | None,
+) -> Backend:
+    if backend not in ("auto", "onnx"):
+        raise BackendError(
+            f"{export.path} is an ONNX export folder: expected backend 'onnx' or 'auto', got "
+            f"{backend!r}; that one runs the bundle it was exported from"
+        )
+    _, where = choose("onnx", device)
+    from smolvla_edge.backends.onnx import OnnxBackend
+    from smolvla_edge.backends.onnx_session import OnnxOptions
+
+    settled = OnnxOptions(**(options or {}))
+    return OnnxBackend(export, contract, device=where, threads=threads, options=settled)
