@@ -18,20 +18,20 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from smolvla_edge.flow_rows import schedule_rows
-from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
 
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
 from smolvla_edge.export.forms import FORMS, Form, attach, count_nodes, every_graph, weight_names
-from smolvla_edge.export.functions import functions
+from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
-from smolvla_edge.export.layers import DOMAIN, Arithmetic
+from smolvla_edge.export.layers import Arithmetic
 from smolvla_edge.export.letterbox import letterbox_graph
 from smolvla_edge.export.policy_graph import policy_graph
 from smolvla_edge.export.stored import Weights, WeightsFile, embedding_dtype
 from smolvla_edge.export.tracing import IR_VERSION, OPSET
+from smolvla_edge.flow_rows import schedule_rows
+from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit

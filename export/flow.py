@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from smolvla_edge.config import ModelConfig
+from smolvla_edge.export.functions import DOMAIN
 from smolvla_edge.export.layers import (
-    DOMAIN,
     Arithmetic,
     Linear,
     RMSNorm,

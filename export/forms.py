@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from smolvla_edge.codes import CodeFormat
-from smolvla_edge.export.layers import CODED, DOMAIN
+from smolvla_edge.export.functions import DOMAIN
+from smolvla_edge.export.layers import CODED
 from smolvla_edge.export.stored import WeightsFile, block_of, scale_of
 
 FORMS = ("qdq", "matmulnbits")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 import torch
-from smolvla_edge.flow_rows import COLUMNS
 from torch import Tensor
 
 from smolvla_edge.config import ModelConfig
@@ -19,6 +18,7 @@ from smolvla_edge.export.loop import default, loop_over
 from smolvla_edge.export.prefix import Prefix, expert_layers
 from smolvla_edge.export.tracing import trace
 from smolvla_edge.export.vision import Vision
+from smolvla_edge.flow_rows import COLUMNS
 from smolvla_edge.plan import Plan
 
 # Lengths of axes in examples: all different, none of them 1, which tracing would take for fixed.

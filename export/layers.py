@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from smolvla_edge.codes import CodeFormat
+from smolvla_edge.export.functions import DOMAIN
 
-DOMAIN = "smolvla_edge"
 CODED = f"{DOMAIN}::Linear"
 """Stands in a traced graph where a weight of codes is multiplied; `forms.py` takes it out."""
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-from smolvla_edge.flow_rows import COLUMNS
 
 from smolvla_edge.export.graphs import Setting, entry_graph, exit_graph
 from smolvla_edge.export.joining import Joined
 from smolvla_edge.export.letterbox import letterbox_graph
 from smolvla_edge.export.tracing import IR_VERSION
+from smolvla_edge.flow_rows import COLUMNS
 
 Make = Callable[[], ir.Model]
 
