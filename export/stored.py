@@ -1,8 +1,8 @@
 """What a graph's weights hold: a bundle's tensors as ONNX stores them, in one file a graph.
 
 A matrix is stored [in, out]. Codes are the bundle's own, and so are their scales: nothing is
-rounded a second time. A tensor that a bundle keeps in bfloat16 stays so beside weights of codes, and is
-widened by a Cast that runtimes fold while loading.
+rounded a second time. A tensor that a bundle keeps in bfloat16 stays so beside weights of codes,
+and is widened by a Cast that runtimes fold while loading.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class WeightsFile:
         """`data`: an array whose bytes are the tensor's."""
         self._file.write(bytes(-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
-        view = memoryview(np.ascontiguousarray(data).view(np.uint8).reshape(-1))
-        self._file.write(view)
-        self.tensors[name] = Stored(dtype, shape, offset, view.nbytes)
+        values = np.ascontiguousarray(data)
+        values.tofile(self._file)
+        self.tensors[name] = Stored(dtype, shape, offset, values.nbytes)
 
     def close(self) -> None:
         self._file.close()
