@@ -51,6 +51,18 @@ size_t attention_words(const GemmKernels& gemm, const PackedKv& kv) {
     return size_t(query_block(gemm)) * (score_ld(kv) + operand_ld(kv.head_dim));
 }
 
+void run_store_kv(Workers& workers, Mat keys, Mat values, PackedKv& kv, int first) {
+    const int last = first + keys.rows;
+    const int first_panel = first / kPanel, panels = ceil_div(last, kPanel) - first_panel;
+    workers.run(kv.kv_heads * panels, [&](int item, int) {
+        const int head = item / panels;
+        const int start = (first_panel + item % panels) * kPanel;
+        const int from = std::max(first, start), to = std::min(last, start + kPanel);
+        pack_keys(kv, head, keys.below(from - first, to - from), from);
+        pack_values(kv, head, values.below(from - first, to - from), from);
+    });
+}
+
 // One item: a block of query rows of one head. Scores against all keys fit the L2 (56 x 1024), so
 // the softmax needs no running maximum and a row's result does not depend on its block.
 void run_attention(const Workplace& place, const GemmKernels& gemm, Mat q, const PackedKv& kv,
@@ -59,9 +71,9 @@ void run_attention(const Workplace& place, const GemmKernels& gemm, Mat q, const
     const int block = query_block(gemm);
     const float scale = softmax_scale(s);
     const int blocks = std::max(ceil_div(q.rows, block),
-                                std::min(q.rows, ceil_div(16 * place.pool.size(), s.heads)));
+                                std::min(q.rows, ceil_div(16 * place.workers.size(), s.heads)));
     const bool exact = kv.storage == Storage::f32;
-    place.pool.run(s.heads * blocks, [&](int item, int thread) {
+    place.workers.run(s.heads * blocks, [&](int item, int thread) {
         const int head = item / blocks, kv_head = head / (s.heads / s.kv_heads);
         const int first = part_start(q.rows, blocks, item % blocks);
         const int rows = part_start(q.rows, blocks, item % blocks + 1) - first;
@@ -96,7 +108,7 @@ void run_attention_mass(const Workplace& place, const GemmKernels& gemm, Mat q, 
                         const AttentionShape& s, bool add, Mat mass) {
     const int block = query_block(gemm);
     const ptrdiff_t ld = score_ld(kv);
-    place.pool.run(s.heads, [&](int head, int thread) {
+    place.workers.run(s.heads, [&](int head, int thread) {
         float* sums = mass.row(head);
         float* scores = place.scratch[static_cast<size_t>(thread)];
         if (!add) std::fill_n(sums, mass.cols, 0.0f);

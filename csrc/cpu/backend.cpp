@@ -137,16 +137,7 @@ public:
     }
 
     void store_kv(Mat keys, Mat values, KvStore* store, const int* at) override {
-        PackedKv* kv = static_cast<PackedKv*>(store);
-        const int first = at ? *at : 0, last = first + keys.rows;
-        const int first_panel = first / kPanel, panels = ceil_div(last, kPanel) - first_panel;
-        pool_.run(kv->kv_heads * panels, [&](int item, int) {
-            const int head = item / panels;
-            const int start = (first_panel + item % panels) * kPanel;
-            const int from = std::max(first, start), to = std::min(last, start + kPanel);
-            pack_keys(*kv, head, keys.below(from - first, to - from), from);
-            pack_values(*kv, head, values.below(from - first, to - from), from);
-        });
+        run_store_kv(pool_, keys, values, *static_cast<PackedKv*>(store), at ? *at : 0);
     }
 
     void scatter_kv(Mat keys, Mat values, KvStore* store, const int* positions) override {
@@ -319,17 +310,11 @@ private:
 
     // The rows as integers, for a weight of codes.
     Mat quantized(Mat x) {
-        if (size_t(x.rows) * row_ld(x.cols) > row_words_)
+        if (size_t(x.rows) * coded_ld(x.cols) > row_words_)
             fail(ErrorKind::backend, "no room was reserved for %d rows of %d integers", x.rows,
                  x.cols);
-        const Mat to{rows_, x.rows, x.cols, row_ld(x.cols), Storage::i8};
-        each_row(x.rows, [&](int r, int) {
-            kernels_.quantize_rows(x.row(r), x.ld, 1, x.cols, x.storage, to.row(r), to.ld);
-        });
-        return to;
+        return quantize(place(), x, rows_);
     }
-    // As make_mat pads rows.
-    static ptrdiff_t row_ld(int columns) { return operand_ld(words_of(columns, Storage::i8)) + 16; }
     // Room for the integers of every matrix that may be multiplied with codes: the largest of a
     // width that a weight of codes has. Told of widths (rows 0) and of matrices, in any order.
     void reserve_rows(int columns, int rows) {
@@ -337,7 +322,7 @@ private:
         bool& wanted = coded_widths_[columns];
         most = std::max(most, rows);
         wanted = wanted || rows == 0;
-        const size_t words = wanted ? size_t(most) * row_ld(columns) : 0;
+        const size_t words = wanted ? size_t(most) * coded_ld(columns) : 0;
         if (words <= row_words_) return;
         auto larger = std::make_unique<Arena>(words * sizeof(float) + 4096);
         rows_ = larger->floats(words);
@@ -355,14 +340,9 @@ private:
         scratch_words_ = words;
     }
 
-    // Rows that cost little each: several to an item.
     template <class Body>
     void each_row(int rows, const Body& body) {
-        constexpr int kRows = 8;
-        pool_.run(ceil_div(rows, kRows), [&](int item, int thread) {
-            const int end = std::min(rows, (item + 1) * kRows);
-            for (int r = item * kRows; r < end; ++r) body(r, thread);
-        });
+        cpu::each_row(pool_, rows, body);
     }
 
     void norm(Norm kernel, Mat x, const float* weight, const float* bias, float eps, Mat y) {

@@ -55,13 +55,21 @@ Mat convert(const Kernels& kernels, Mat x, Storage storage, float* scratch) {
     return to;
 }
 
+Mat quantize(const Workplace& place, Mat x, float* room) {
+    const Mat to{room, x.rows, x.cols, coded_ld(x.cols), Storage::i8};
+    each_row(place.workers, x.rows, [&](int r, int) {
+        place.kernels.quantize_rows(x.row(r), x.ld, 1, x.cols, x.storage, to.row(r), to.ld);
+    });
+    return to;
+}
+
 void run_linear(const Workplace& place, Mat x, const PackedLinear& w, Mat y, const LinearOptions& o,
                 Storage operand) {
     const Tiles tiles = tiles_of(place.kernels, w.layout);
     const int most = tiles.most(), depth = w.depth();
     const int blocks = ceil_div(x.rows, block_rows(place.kernels, w));
     const int groups =
-        std::min(w.panels, ceil_div(kItemsPerThread * place.pool.size(), std::max(blocks, 1)));
+        std::min(w.panels, ceil_div(kItemsPerThread * place.workers.size(), std::max(blocks, 1)));
     const float* bias = o.bias ? o.bias : w.bias;
     if (o.bias_row) bias += *o.bias_row * o.bias_ld;
     const int step = w.gated ? kPanel / 2 : kPanel;  // result columns per panel
@@ -71,7 +79,7 @@ void run_linear(const Workplace& place, Mat x, const PackedLinear& w, Mat y, con
                        !o.column_scale && e.activation == TileActivation::none &&
                        y.storage == Storage::f32;
 
-    place.pool.run(blocks * groups, [&](int item, int thread) {
+    place.workers.run(blocks * groups, [&](int item, int thread) {
         alignas(64) float tile[kMaxTileRows * kPanel];
         const int first = part_start(x.rows, blocks, item / groups);
         const int rows = part_start(x.rows, blocks, item / groups + 1) - first;

@@ -38,6 +38,36 @@ void put4(char* panel, int at, int count, int in, const uint8_t* rows, int run) 
     }
 }
 
+float checked(float scale, const std::string& name, int row) {
+    if (!std::isfinite(scale) || scale < 0)
+        fail(ErrorKind::checkpoint, "tensor %s: row %d has a scale of %g", name.c_str(), row,
+             double{scale});
+    return scale;
+}
+
+PackedLinear layout_of(const OnnxCodes& from) {
+    PackedLinear w;
+    w.name = "codes";
+    w.in = from.in;
+    w.out = from.out;
+    w.panels = (from.out + kPanel - 1) / kPanel;
+    w.layout = Layout::codes4;
+    w.group_words = from.group / 4;
+    return w;
+}
+
+// Columns [first, first + count) as the rows that put4 takes.
+void gather_columns(const OnnxCodes& from, int first, int count, std::vector<uint8_t>& rows) {
+    const size_t pitch = size_t(from.in + 1) / 2;
+    std::fill(rows.begin(), rows.end(), uint8_t{0});
+    for (int k = 0; k < from.in; ++k)
+        for (int i = 0; i < count; ++i) {
+            const size_t at = size_t(k) * from.out + first + i;
+            const int code = from.codes[at / 2] >> (at % 2 * 4) & 15;
+            rows[i * pitch + k / 2] |= static_cast<uint8_t>((code ^ 8) << (k % 2 * 4));
+        }
+}
+
 }  // namespace
 
 void fill_codes(const PackedLinear& w, float* scales, const TensorSource& source,
@@ -63,15 +93,35 @@ void fill_codes(const PackedLinear& w, float* scales, const TensorSource& source
             source.read_f32(source.find(scale_of(name)), int64_t(run.row) * groups,
                             int64_t(run.count) * groups, values);
             for (int i = 0; i < run.count; ++i)
-                for (int g = 0; g < groups; ++g) {
-                    const float scale = values[size_t(i) * groups + g];
-                    if (!std::isfinite(scale) || scale < 0)
-                        fail(ErrorKind::checkpoint, "tensor %s: row %d has a scale of %g",
-                             scale_of(name).c_str(), run.row + i, double{scale});
-                    to[size_t(g) * kPanel + run.at + i] = scale;
-                }
+                for (int g = 0; g < groups; ++g)
+                    to[size_t(g) * kPanel + run.at + i] =
+                        checked(values[size_t(i) * groups + g], scale_of(name), run.row + i);
         });
     });
+}
+
+size_t packed_bytes(const OnnxCodes& from) {
+    const PackedLinear w = layout_of(from);
+    return w.panels * (w.panel_bytes() + sizeof(float) * w.groups() * kPanel);
+}
+
+PackedLinear pack_onnx_codes(const OnnxCodes& from, CodeOrder order, char* room) {
+    PackedLinear w = layout_of(from);
+    w.data = room;
+    float* scales = reinterpret_cast<float*>(room + w.panels * w.panel_bytes());
+    w.scales = scales;
+    const int groups = w.groups();
+    std::vector<uint8_t> rows(kPanel * (size_t(from.in + 1) / 2));
+    for (int p = 0; p < w.panels; ++p, scales += size_t(groups) * kPanel) {
+        const int first = p * kPanel, count = std::min(kPanel, from.out - first);
+        gather_columns(from, first, count, rows);
+        put4(room + p * w.panel_bytes(), 0, count, from.in, rows.data(), order.run);
+        for (int g = 0; g < groups; ++g)
+            for (int i = 0; i < count; ++i)
+                scales[g * kPanel + i] = checked(from.scales[size_t(g) * from.out + first + i],
+                                                 scale_of(w.name), first + i);
+    }
+    return w;
 }
 
 }  // namespace smolvla::cpu

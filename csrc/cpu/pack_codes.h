@@ -21,4 +21,16 @@ void fill_codes(const PackedLinear& w, float* scales, const TensorSource& source
                 const std::vector<std::string>& weights, const std::vector<int>& out,
                 CodeOrder order, ThreadPool& pool);
 
+// Four-bit codes of one weight as ONNX has them: INT4 [in, out], two's complement, two a byte in
+// row-major order with the first in the low half, and float32 scales [groups of in, out].
+struct OnnxCodes {
+    const uint8_t* codes;
+    const float* scales;
+    int in, out, group;
+};
+// Bytes of their panels with scales, and the weight in `room`: so many zeroed bytes, 64-byte
+// aligned. Raises a checkpoint error as fill_codes does.
+size_t packed_bytes(const OnnxCodes& from);
+PackedLinear pack_onnx_codes(const OnnxCodes& from, CodeOrder order, char* room);
+
 }  // namespace smolvla::cpu

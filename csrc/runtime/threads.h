@@ -21,22 +21,18 @@ namespace smolvla {
 
 constexpr int kMaxThreads = 256;
 
-class ThreadPool {
+// What the items of an operation run on: a pool of ours, or the threads of a program that calls us.
+class Workers {
 public:
-    // Raises a backend error when the system grants fewer threads.
-    explicit ThreadPool(int threads);
-    ~ThreadPool();
-    ThreadPool(const ThreadPool&) = delete;
-    ThreadPool& operator=(const ThreadPool&) = delete;
-
-    int size() const { return static_cast<int>(workers_.size()) + 1; }
+    // How many threads may take part; `thread` below is less.
+    virtual int size() const = 0;
 
     // Calls body(item, thread) for every item in [0, items), each exactly once; returns when all
-    // are done. `body` must not throw. No allocation.
+    // are done. No two calls with one `thread` overlap. `body` must not throw. No allocation.
     template <class Body>
     void run(int items, const Body& body) {
         if (items <= 0) return;
-        if (items == 1 || workers_.empty()) {
+        if (items == 1 || size() == 1) {
             for (int i = 0; i < items; ++i) body(i, 0);
             return;
         }
@@ -63,10 +59,25 @@ public:
         if (fault) std::rethrow_exception(fault);
     }
 
-private:
+protected:
     using Call = void (*)(const void* context, int item, int thread);
 
-    void start(int items, Call call, const void* context);
+    ~Workers() = default;
+    virtual void start(int items, Call call, const void* context) = 0;
+};
+
+class ThreadPool final : public Workers {
+public:
+    // Raises a backend error when the system grants fewer threads.
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    int size() const override { return static_cast<int>(workers_.size()) + 1; }
+
+private:
+    void start(int items, Call call, const void* context) override;
     void drain(int thread);
     void work(int thread);
     void stop();

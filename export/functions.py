@@ -1,0 +1,139 @@
+"""The custom operators as model-local functions: what each computes, in standard ONNX.
+
+A model that holds these functions runs wherever opset 23 does: a runtime that does not know the
+domain takes the body. Where ONNX Runtime was given the library of `smolvla_edge.ort_ops`, its
+kernels are used in place of the bodies.
+
+What ONNX Runtime makes of them on a CPU (1.23.2 and 1.32.0, held by tests/unit/test_ort_*.py):
+
+- `group` may be an attribute reference, `block_size = @group`: one function serves all groups.
+- It inlines LinearW4 and fuses the two nodes to com.microsoft::MatMulNBits, the last group of
+  codes short or not: in the main graph, and in the body of a Loop whose codes and scales are
+  initializers *of that body*.
+- **Codes that are initializers of the outer graph and used inside a Loop make it refuse the model**
+  ("Missing required weight"): its fusion looks for them in the body alone. With the library they
+  run, but before 1.32 as weights that may change: packed anew in every call. So keep codes and
+  scales of a Loop's body in the body.
+- The fused form rounds x to int8 in groups of the weight unless the session says
+  "session.qdq_matmulnbits_accuracy_level" = "0"; then products are float32. The library's kernel
+  rounds each row of x once, as the native backend does (smolvla_edge/codes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from smolvla_edge.errors import MissingExtraError
+
+try:
+    from onnx import AttributeProto, FunctionProto, NodeProto, helper
+except ImportError as error:
+    raise MissingExtraError(
+        "smolvla_edge.export needs onnx, and it is not installed; run: "
+        "pip install 'smolvla-edge[export]'"
+    ) from error
+
+DOMAIN = "smolvla_edge"
+VERSION = 1
+OPSET = 23  # of the bodies, and so of a model that holds them
+
+
+def linear_w4() -> FunctionProto:
+    """x float32 [..., in], codes int4 [in, out], scales float32 [groups of in, out] ->
+    float32 [..., out]: x times (codes times the scale of their group)."""
+    return _function(
+        "LinearW4",
+        ["x", "codes", "scales"],
+        ["y"],
+        [
+            _node("DequantizeLinear", "codes scales", "weight", {"block_size": "group"}, axis=0),
+            _node("MatMul", "x weight", "y"),
+        ],
+        ["group"],
+    )
+
+
+def expert_attention() -> FunctionProto:
+    """query float32 [1, rows, heads * d], key and value float32 [1, columns, kv_heads * d], mask
+    bool [rows, columns], true where a row may read -> float32 [1, rows, heads * d].
+
+    A row that may read nothing has no softmax: the kernel refuses it; of the body, runtimes make
+    NaN or a mean of all columns.
+    """
+    return _function(
+        "ExpertAttention",
+        ["query", "key", "value", "mask"],
+        ["y"],
+        [
+            _node(
+                "Attention",
+                "query key value mask",
+                "y",
+                {"q_num_heads": "heads", "kv_num_heads": "kv_heads"},
+            )
+        ],
+        ["heads", "kv_heads"],
+    )
+
+
+def denoise_step() -> FunctionProto:
+    """x, v, last float32 [rows, dims], row float32 [5] (time, dt, now, before, gain), pull_target
+    float32 [rows or 1, dims], pull_weights float32 [rows or 1] -> x of the next step, and v after
+    the pull, which is `last` of the next step.
+
+    In the order of operations of the native backend: the two are equal bit for bit.
+    """
+    return _function(
+        "DenoiseStep",
+        ["x", "v", "last", "row", "pull_target", "pull_weights"],
+        ["x_next", "v_pulled"],
+        [
+            _node("Split", "row", "time dt now before gain", axis=0, num_outputs=5),
+            _node("Mul", "time v", "way"),
+            _node("Sub", "x way", "clean"),
+            _node("Sub", "pull_target clean", "missing"),
+            _node("Constant", "", "columns", value_ints=[1]),
+            _node("Unsqueeze", "pull_weights columns", "weights"),
+            _node("Mul", "missing weights", "weighted"),
+            _node("Mul", "gain weighted", "pull"),
+            _node("Sub", "v pull", "v_pulled"),
+            _node("Mul", "now v_pulled", "of_now"),
+            _node("Mul", "before last", "of_before"),
+            _node("Add", "of_now of_before", "joined"),
+            _node("Mul", "dt joined", "step"),
+            _node("Add", "x step", "x_next"),
+        ],
+        [],
+    )
+
+
+def functions() -> list[FunctionProto]:
+    """All of them, for ModelProto.functions. A model without such nodes may hold them too."""
+    return [linear_w4(), expert_attention(), denoise_step()]
+
+
+def _function(
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    nodes: Sequence[NodeProto],
+    attributes: Sequence[str],
+) -> FunctionProto:
+    imports = [helper.make_opsetid("", OPSET)]
+    return helper.make_function(DOMAIN, name, inputs, outputs, nodes, imports, attributes)
+
+
+def _node(
+    op: str,
+    inputs: str,
+    outputs: str,
+    given: Mapping[str, str] | None = None,
+    **attributes: int | list[int],
+) -> NodeProto:
+    """`given`: attributes of the node that are attributes of the function, all of them integers."""
+    node = helper.make_node(op, inputs.split(), outputs.split(), **attributes)
+    for name, source in (given or {}).items():
+        node.attribute.append(
+            AttributeProto(name=name, ref_attr_name=source, type=AttributeProto.INT)
+        )
+    return node

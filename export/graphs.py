@@ -1,0 +1,163 @@
+"""Each graph of an export: a module traced over small examples, under the names of docs/onnx.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from smolvla_edge.config import ModelConfig
+from smolvla_edge.contract import Contract
+from smolvla_edge.export.border import Entry, Exit
+from smolvla_edge.export.flow import Front, Step
+from smolvla_edge.export.layers import Arithmetic
+from smolvla_edge.export.loop import default, loop_over
+from smolvla_edge.export.prefix import Prefix, expert_layers
+from smolvla_edge.export.tracing import trace
+from smolvla_edge.export.vision import Vision
+from smolvla_edge.flow_rows import COLUMNS
+from smolvla_edge.plan import Plan
+
+# Lengths of axes in examples: all different, none of them 1, which tracing would take for fixed.
+_CAMERAS, _WORDS, _ROWS, _PREFIX, _STEPS = 2, 3, 5, 7, 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is exported. frame: height and width of the pixels that the vision tower reads."""
+
+    model: ModelConfig
+    contract: Contract
+    plan: Plan
+    how: Arithmetic
+    frame: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        patch = self.model.patch_size
+        return self.frame[0] // patch, self.frame[1] // patch
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.model.tokens_per_image(self.frame[1], self.frame[0])
+
+
+def vision_graph(setting: Setting) -> ir.Model:
+    rows, columns = setting.grid
+    module = Vision(setting.how, setting.model, rows * columns, setting.plan.skip.vision)
+    pixels = torch.zeros(_CAMERAS, 3, *setting.frame)
+    return trace(module, {"pixels": pixels}, ["image_tokens"], {"pixels": {0: "cameras"}})
+
+
+def prefix_graph(setting: Setting) -> ir.Model:
+    model = setting.model
+    inputs = {
+        "image_tokens": torch.zeros(_CAMERAS, setting.tokens_per_image, model.text_width),
+        "camera_mask": torch.ones(_CAMERAS, dtype=torch.bool),
+        "tokens": torch.zeros(_WORDS, dtype=torch.int64),
+        "token_mask": torch.ones(_WORDS, dtype=torch.bool),
+        "state": torch.zeros(model.max_state_dim),
+    }
+    axes = {
+        "image_tokens": {0: "cameras"},
+        "camera_mask": {0: "cameras"},
+        "tokens": {0: "words"},
+        "token_mask": {0: "words"},
+    }
+    module = Prefix(setting.how, model, setting.plan)
+    return trace(module, inputs, ["keys", "values", "valid"], axes)
+
+
+def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
+    """schedule: float32 [steps, 5], what holds when a caller gives none."""
+    model, how = setting.model, setting.how
+    layers = len(expert_layers(model, setting.plan))
+    kv = model.kv_heads * model.head_dim
+    noise = torch.zeros(_ROWS, model.max_action_dim)
+    inputs = {
+        "noise": noise,
+        "keys": torch.zeros(layers, _PREFIX, kv),
+        "values": torch.zeros(layers, _PREFIX, kv),
+        "valid": torch.ones(_PREFIX, dtype=torch.bool),
+        "schedule": torch.zeros(_STEPS, len(COLUMNS)),
+    }
+    kept = [f"{kind}_{i}" for kind in ("key", "value") for i in range(layers)]
+    shared = ["cos_self", "sin_self", "cos_cross", "sin_cross", "mask_self", "mask_cross", *kept]
+    axes = {
+        "noise": {0: "horizon"},
+        "keys": {1: "prefix"},
+        "values": {1: "prefix"},
+        "valid": {0: "prefix"},
+        "schedule": {0: "steps"},
+    }
+    front = trace(Front(how, model), inputs, ["moments", *shared], axes)
+    step = trace(Step(how, model, setting.plan), *_step_examples(setting, layers, kept, noise))
+    for name, shape in (("pull_target", [None, model.max_action_dim]), ("pull_weights", [None])):
+        front.graph.inputs.append(
+            ir.Value(
+                name=name,
+                type=ir.TensorType(ir.DataType.FLOAT),
+                shape=ir.Shape(["pulled" if side is None else side for side in shape]),
+            )
+        )
+    loop_over(front, step)
+    default(front.graph, "schedule", schedule)
+    default(front.graph, "pull_target", np.zeros((1, model.max_action_dim), np.float32))
+    default(front.graph, "pull_weights", np.zeros(1, np.float32))
+    return front
+
+
+def _step_examples(
+    setting: Setting, layers: int, kept: list[str], noise: Tensor
+) -> tuple[dict[str, Tensor], list[str], dict[str, dict[int, str]]]:
+    """inputs, outputs and axes of a denoise step."""
+    model, dtype = setting.model, setting.how.dtype
+    kv, half = model.kv_heads * model.head_dim, model.head_dim // 2
+    every = _PREFIX + _ROWS
+
+    def rotation() -> Tensor:
+        return torch.zeros(1, _ROWS, half, dtype=dtype)
+
+    inputs = {
+        "x": noise,
+        "last": torch.zeros_like(noise),
+        "row": torch.zeros(len(COLUMNS)),
+        "moment": torch.zeros(model.expert_width, dtype=dtype),
+        "pull_target": torch.zeros(_ROWS, model.max_action_dim),
+        "pull_weights": torch.zeros(_ROWS),
+        "cos_self": rotation(),
+        "sin_self": rotation(),
+        "cos_cross": rotation(),
+        "sin_cross": rotation(),
+        "mask_self": torch.ones(_ROWS, every, dtype=torch.bool),
+        "mask_cross": torch.ones(_ROWS, _PREFIX, dtype=torch.bool),
+        **{name: torch.zeros(1, _PREFIX, kv, dtype=dtype) for name in kept},
+    }
+    of_rows = ("x", "last", "pull_target", "pull_weights")
+    axes: dict[str, dict[int, str]] = {name: {0: "horizon"} for name in of_rows}
+    axes |= {
+        f"{part}_{kind}": {1: "horizon"} for part in ("cos", "sin") for kind in ("self", "cross")
+    }
+    axes |= {"mask_self": {0: "horizon", 1: "every"}, "mask_cross": {0: "horizon", 1: "prefix"}}
+    axes |= {name: {1: "prefix"} for name in kept}
+    return inputs, ["x_after", "velocity"], axes
+
+
+def entry_graph(setting: Setting) -> ir.Model:
+    inputs = {
+        "state": torch.zeros(setting.model.state_dim),
+        "tokens": torch.zeros(_WORDS, dtype=torch.int64),
+        "token_mask": torch.ones(_WORDS, dtype=torch.bool),
+    }
+    axes = {"tokens": {0: "words"}, "token_mask": {0: "words"}}
+    module = Entry(setting.model, setting.contract)
+    return trace(module, inputs, ["padded_state", "every_mask"], axes)
+
+
+def exit_graph(setting: Setting) -> ir.Model:
+    inputs = {"flowed": torch.zeros(_ROWS, setting.model.max_action_dim)}
+    module = Exit(setting.model, setting.contract)
+    return trace(module, inputs, ["actions", "normalized"], {"flowed": {0: "horizon"}})
