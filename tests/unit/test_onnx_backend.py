@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from needs import needs
 from policy_helpers import IMAGES, STATE, TASK, tiny_checkpoint
 
 import smolvla_edge
+from smolvla_edge import ort_ops
 from smolvla_edge.backends.native import load_core
 from smolvla_edge.errors import (
     BackendError,
@@ -481,9 +481,9 @@ class TestCustomOps:
         return made.write_folder(tmp_path / "onnx", source, manifest={"custom_ops": True})
 
     def test_without_one(self, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "smolvla_edge.ort_ops", None)
+        monkeypatch.setattr(ort_ops, "LIBRARY", "nothing.so")
         assert load(marked, threads=1).engine.info()["custom_ops"] is None
-        with pytest.raises(BackendError, match="no custom-op library"):
+        with pytest.raises(BackendError, match=r"custom_ops=True: .*nothing\.so"):
             load(marked, threads=1, custom_ops=True)
 
     def test_a_library_that_is_none(
@@ -491,8 +491,7 @@ class TestCustomOps:
     ) -> None:
         library = tmp_path / "broken.so"
         library.write_bytes(b"no library")
-        stand_in = SimpleNamespace(library_path=lambda: library)
-        monkeypatch.setitem(sys.modules, "smolvla_edge.ort_ops", stand_in)
+        monkeypatch.setattr(onnx_session, "library_path", lambda: library)
         with pytest.raises(BackendError, match=r"could not load the custom-op library.*broken\.so"):
             load(marked, threads=1)
         assert load(marked, threads=1, custom_ops=False).engine.info()["custom_ops"] is None
