@@ -182,9 +182,19 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("source", facts["source"]),
         ("bundle", facts["bundle"] or "no bundle: a checkpoint read directly"),
         *([("packed cache", facts["packed_cache"])] if "packed_cache" in facts else []),
+        *([("ONNX Runtime", _runtime(facts))] if "onnxruntime" in facts else []),
         ("seed", str(facts["seed"])),
         ("cameras", ", ".join(facts["cameras"])),
     ]
     if facts["unnormalized"]:
         lines.append(("NOT NORMALISED", ", ".join(facts["unnormalized"])))
     return lines
+
+
+def _runtime(facts: Mapping[str, Any]) -> str:
+    used = dict.fromkeys(name for names in facts["providers"].values() for name in names)
+    library = "with" if "custom_ops" in facts else "without"
+    return (
+        f"{facts['onnxruntime']}, {', '.join(used)}, {library} our operators, accuracy level "
+        f"{facts['accuracy_level']}"
+    )

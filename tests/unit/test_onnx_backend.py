@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,12 @@ class TestPredict:
         assert moved[:2].max() > 0.1 and moved[5:].max() == 0  # nothing was left there
         policy.reset(seed=3)
         np.testing.assert_array_equal(policy.step(IMAGES, STATE, TASK), chunk.actions[0])
+
+    def test_concurrent_calls_give_the_same_bytes(self, policy: Policy) -> None:
+        want = policy.predict(IMAGES, STATE, TASK, seed=4).actions.tobytes()
+        with ThreadPoolExecutor(4) as pool:
+            chunks = pool.map(lambda _: policy.predict(IMAGES, STATE, TASK, seed=4), range(12))
+            assert {chunk.actions.tobytes() for chunk in chunks} == {want}
 
     def test_warm_up(self, folder: Path) -> None:
         done = []
