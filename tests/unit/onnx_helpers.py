@@ -26,7 +26,6 @@ from onnx import TensorProto, helper, numpy_helper
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
 from smolvla_edge.plan import Plan
-from smolvla_edge.rtc import Guidance
 from smolvla_edge.source import Source
 
 OPSET, IR = 23, 10
@@ -264,43 +263,6 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
             record.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     change(data)
     path.write_text(json.dumps(data))
-
-
-def keys_of(
-    model: ModelConfig,
-    images: np.ndarray,
-    mask: np.ndarray,
-    tokens: np.ndarray,
-    state: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, valid) as the graph has them."""
-    rows = [images.mean(2).reshape(-1), tokens.astype(np.float32) + 1, state.sum(keepdims=True)]
-    valid = [np.repeat(mask, images.shape[1]), np.ones(len(tokens) + 1, bool)]
-    return np.concatenate(rows)[None, :, None] * prefix_weights(model), np.concatenate(valid)
-
-
-def integrated(
-    keys: np.ndarray,
-    valid: np.ndarray,
-    noise: np.ndarray,
-    plan: Plan,
-    chunk: int,
-    guidance: Guidance | None = None,
-) -> np.ndarray:
-    """What model/solver.py, the reference, makes of the made-up velocity."""
-    import torch
-
-    from smolvla_edge.model.solver import solve
-
-    read = float((keys * valid[None, :, None]).sum() * PULL)
-
-    def velocity(x: Any, time: Any, step: int) -> Any:
-        return x * float(FACTOR) + float(RATE) * time[:, None, None] + read
-
-    start = torch.from_numpy(noise.copy())[None]
-    actions, _ = solve(velocity, start, plan, chunk, noise.shape[1], guidance)
-    result: np.ndarray = actions[0].numpy()
-    return result
 
 
 def _model(
