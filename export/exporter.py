@@ -184,7 +184,7 @@ def _write(
 
     def save(name: str, made: ir.Model) -> None:
         path = folder / f"{name}.onnx"
-        graphs[name] = _save(made, path)
+        graphs[name] = save_graph(made, path)
 
     if model.resize is not None:
         save("letterbox", letterbox_graph(model.resize))
@@ -200,12 +200,7 @@ def _write(
         _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, options.form)
         save(name, made)
     progress("policy: joining")
-
-    def again(name: str) -> Callable[[], ir.Model]:
-        return lambda: ir.load(folder / f"{name}.onnx")
-
-    stages = (again("vision"), again("prefix"), again("flow"))
-    save("policy", policy_graph(setting, *stages, schedule, options.letterbox))
+    save("policy", join_policy(setting, folder, schedule, options.letterbox))
     if source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
@@ -222,6 +217,15 @@ def _write(
         files={},
         provenance={},
     )
+
+
+def join_policy(setting: Setting, folder: Path, schedule: Any, letterbox: bool) -> ir.Model:
+    """The graph `policy` out of those in the folder, whose weights it shares."""
+
+    def load(name: str) -> Callable[[], ir.Model]:
+        return lambda: ir.load(folder / f"{name}.onnx")
+
+    return policy_graph(setting, load("vision"), load("prefix"), load("flow"), schedule, letterbox)
 
 
 def _attach(
@@ -241,7 +245,7 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def _save(made: ir.Model, path: Path) -> Graph:
+def save_graph(made: ir.Model, path: Path) -> Graph:
     """Write a graph with the functions that it calls -> what the manifest says of it."""
     called = {
         node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN

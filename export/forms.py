@@ -19,6 +19,7 @@ from smolvla_edge.codes import CodeFormat
 from smolvla_edge.export.functions import DOMAIN
 from smolvla_edge.export.layers import CODED
 from smolvla_edge.export.stored import WeightsFile, block_of, scale_of
+from smolvla_edge.export.tracing import PLACEHOLDER
 
 FORMS = ("qdq", "matmulnbits")
 MICROSOFT = "com.microsoft"
@@ -46,9 +47,7 @@ def every_graph(graph: ir.Graph) -> Iterator[ir.Graph]:
 def weight_names(graph: ir.Graph) -> list[str]:
     """Of the placeholders in a traced graph."""
     return [
-        name
-        for name, value in graph.initializers.items()
-        if "smolvla_edge.weight" in value.metadata_props
+        name for name, value in graph.initializers.items() if PLACEHOLDER in value.metadata_props
     ]
 
 
@@ -68,7 +67,7 @@ def attach(
 def _fill(graph: ir.Graph, value: ir.Value, file: WeightsFile) -> None:
     """Give a value what is stored under its name, through a Cast where it is stored narrower."""
     name = value.name or ""
-    del value.metadata_props["smolvla_edge.weight"]
+    del value.metadata_props[PLACEHOLDER]
     wanted = value.dtype
     tensor = file.external(name)
     if tensor.dtype == wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from smolvla_edge.export.tracing import OPSET
+from smolvla_edge.export.tracing import OPSET, PLACEHOLDER
 
 CARRIED = ("x", "last")
 PER_STEP = ("row", "moment")
@@ -88,7 +88,7 @@ def _name_apart(nodes: list[ir.Node], initializers: list[ir.Value]) -> None:
         for value in node.outputs:
             value.name = f"step/{value.name}"
     for value in initializers:
-        if "smolvla_edge.weight" not in value.metadata_props:
+        if PLACEHOLDER not in value.metadata_props:
             value.name = f"step/{value.name}"
 
 
