@@ -82,6 +82,7 @@ def session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # refusals are expected: they come as exceptions too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if library:
         options.register_custom_ops_library(str(library_path()))

@@ -6,8 +6,10 @@ versions of ONNX Runtime the library works in is what these files say, run with 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -183,6 +185,21 @@ class TestTheLibrary:
 
         with ThreadPoolExecutor(4) as threads:
             assert all(threads.map(run, range(80)))
+
+    @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+    def test_a_kernel_runs_on_the_threads_of_its_session(self, random):
+        codes = some_codes(random, 960, 2560, 64)
+        x = {"x": random.standard_normal((113, 960), np.float32)}
+        shares = {}
+        for threads in (1, 2):
+            made = session(linear_model(codes), threads=threads)  # its threads sleep when idle
+            made.run(None, x)
+            everybody, caller = time.process_time(), time.thread_time()
+            for _ in range(30):
+                made.run(None, x)
+            everybody, caller = time.process_time() - everybody, time.thread_time() - caller
+            shares[threads] = 1 - caller / everybody
+        assert shares[1] < 0.02 and shares[2] > 0.1  # of the work, by others than the caller
 
     def test_sessions_come_and_go(self, random):
         """With the last session the runtime unloads the library, and loads it anew."""
