@@ -102,7 +102,7 @@ CUDA_TOOLS := nvidia-cuda-nvcc nvidia-cuda-crt nvidia-nvvm nvidia-cuda-runtime n
 		PATH="$(CURDIR)/.venv-test/bin:$$cuda/bin:$$PATH" LIBRARY_PATH="$$cuda/lib" \
 		.venv-test/$(PIP) install --no-build-isolation --constraint constraints.txt \
 		-C cmake.define.SMOLVLA_CUDA=ON -C cmake.define.SMOLVLA_CUDA_ARCHS=80 \
-		'.[torch,viz,data,sim,ray,quant,tune,test]'
+		'.[torch,export,viz,data,sim,ray,quant,tune,test]'
 	@touch $@
 
 # Not `python -m pytest`, which would put this directory, without the compiled core, first. The tests

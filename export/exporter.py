@@ -31,6 +31,7 @@ from smolvla_edge.export.policy_graph import policy_graph
 from smolvla_edge.export.stored import Weights, WeightsFile, embedding_dtype
 from smolvla_edge.export.tracing import IR_VERSION, OPSET
 from smolvla_edge.flow_rows import schedule_rows
+from smolvla_edge.healed import check_healed
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
@@ -118,6 +119,7 @@ def check_plan(plan: Plan, source: Source) -> None:
             "it from the plan"
         )
     check_fit(plan, source.model, source.contract)
+    check_healed(plan, source)
 
 
 def codes_of(source: Source, precision: str) -> dict[str, CodeFormat]:
