@@ -18,11 +18,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import InlinePass
 
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
-from smolvla_edge.export.forms import FORMS, Form, attach, count_nodes, every_graph, weight_names
+from smolvla_edge.export.forms import Form, attach, count_nodes, every_graph, weight_names
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
@@ -33,6 +34,7 @@ from smolvla_edge.export.tracing import IR_VERSION, OPSET
 from smolvla_edge.flow_rows import schedule_rows
 from smolvla_edge.healed import check_healed
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
+from smolvla_edge.onnx_manifest import FORMS
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
@@ -185,8 +187,7 @@ def _write(
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
-        path = folder / f"{name}.onnx"
-        graphs[name] = save_graph(made, path)
+        graphs[name] = save_graph(made, folder / f"{name}.onnx", options.form.custom)
 
     if model.resize is not None:
         save("letterbox", letterbox_graph(model.resize))
@@ -247,8 +248,9 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def save_graph(made: ir.Model, path: Path) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it."""
+def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
+    """Write a graph with the functions that it calls -> what the manifest says of it. Without
+    `custom` their bodies stand in their places."""
     called = {
         node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
     }
@@ -256,8 +258,10 @@ def save_graph(made: ir.Model, path: Path) -> Graph:
         function = ir.from_proto(proto)
         if function.name in called:
             made.functions[function.identifier()] = function
-    if called:
+    if called and custom:
         made.opset_imports[DOMAIN] = 1
+    elif called:
+        InlinePass()(made)
     made.ir_version = IR_VERSION
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)
