@@ -18,6 +18,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import InlinePass
 
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
@@ -182,11 +183,13 @@ def _write(
     )
     schedule = schedule_rows(plan)
     weights = Weights(model, source.tensors, codes, dtype, options.form.name, setting.grid)
+    # Our library computes in float32.
+    form = replace(options.form, custom=options.form.custom and dtype is torch.float32)
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
         path = folder / f"{name}.onnx"
-        graphs[name] = _save(made, path)
+        graphs[name] = _save(made, path, form.custom)
 
     if model.resize is not None:
         save("letterbox", letterbox_graph(model.resize))
@@ -199,7 +202,7 @@ def _write(
         progress(f"{name}: tracing")
         made = make()
         progress(f"{name}: writing weights")
-        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, options.form)
+        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, form)
         save(name, made)
     progress("policy: joining")
 
@@ -212,11 +215,11 @@ def _write(
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
         precision=_precision(codes, options.precision),
-        form=options.form.name,
+        form=form.name,
         target="onnxruntime",
         opset=OPSET,
         ir=IR_VERSION,
-        custom_ops=options.form.custom,
+        custom_ops=form.custom,
         plan=plan,
         model=model,
         contract=source.contract,
@@ -243,8 +246,9 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def _save(made: ir.Model, path: Path) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it."""
+def _save(made: ir.Model, path: Path, custom: bool) -> Graph:
+    """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
+    place of the calls -> what the manifest says of it."""
     called = {
         node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
     }
@@ -252,8 +256,11 @@ def _save(made: ir.Model, path: Path) -> Graph:
         function = ir.from_proto(proto)
         if function.name in called:
             made.functions[function.identifier()] = function
-    if called:
+    if called and custom:
         made.opset_imports[DOMAIN] = 1
+    elif called:
+        InlinePass()(made)
+        made.opset_imports.pop(DOMAIN, None)
     made.ir_version = IR_VERSION
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)
