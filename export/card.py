@@ -55,7 +55,7 @@ def _snippet(folder: ExportFolder) -> str:
     model, contract = manifest.model, manifest.contract
     policy = manifest.graphs["policy"]
     level = ""
-    if manifest.precision not in ("float32", "float16"):
+    if manifest.precision not in ("float32", "float16") and manifest.form != "matmulnbits":
         level = (
             "# Without this line products with integer weights are faster, and lossy.\n"
             'options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")\n'

@@ -23,7 +23,15 @@ from onnx_ir.passes.common import InlinePass
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
-from smolvla_edge.export.forms import FORMS, Form, attach, count_nodes, every_graph, weight_names
+from smolvla_edge.export.forms import (
+    FORMS,
+    MICROSOFT,
+    Form,
+    attach,
+    count_nodes,
+    every_graph,
+    weight_names,
+)
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
@@ -249,9 +257,10 @@ def _attach(
 def _save(made: ir.Model, path: Path, custom: bool) -> Graph:
     """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
     place of the calls -> what the manifest says of it."""
-    called = {
-        node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
-    }
+    nodes = [node for graph in every_graph(made.graph) for node in graph]
+    called = {node.op_type for node in nodes if node.domain == DOMAIN}
+    if any(node.domain == MICROSOFT for node in nodes):
+        made.opset_imports[MICROSOFT] = 1
     for proto in functions():
         function = ir.from_proto(proto)
         if function.name in called:
