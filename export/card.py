@@ -124,11 +124,14 @@ def _weights(weights: Mapping[str, Any]) -> str:
         (kind, f"{size / _MEGA:.2f}", f"{100 * size / whole:.1f}")
         for kind, size in sorted(sizes.items(), key=lambda item: -item[1])
     ]
-    said = ""
+    said = (
+        f"\n\n{weights['floats_compared']} tensors of floats are the source's own, to the bit or "
+    )
+    said += "rounded once to the type above."
     if weights["codes_compared"]:
-        said = (
-            f"\n\n{weights['codes_compared']} integer weights are the bundle's own codes and "
-            "scales, bit for bit; none of them is there as floats too."
+        said += (
+            f" {weights['codes_compared']} integer weights are the bundle's own codes and scales, "
+            "bit for bit; none of them is there as floats too."
         )
     return _table(("type", "MB", "percent"), rows) + said
 

@@ -170,8 +170,8 @@ def export(
     out = _target(source, out)
     if accuracy_level not in (0, 4) or (accuracy_level and form != "matmulnbits"):
         raise typer.BadParameter(
-            f"--accuracy-level: expected 0, or 4 with --form matmulnbits, got {accuracy_level} with "
-            f"{form}"
+            "--accuracy-level: expected 0, or 4 with --form matmulnbits, got "
+            f"{accuracy_level} with {form}"
         )
     if not force and os.path.lexists(out):  # said before the work, not after it
         raise ExportError(f"{out} exists: choose another name, or pass --force to replace it")

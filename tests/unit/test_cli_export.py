@@ -129,6 +129,7 @@ class TestExport:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        """One bit of a file of weights, wherever it is."""
         _prepared(monkeypatch, Path(exported["folder"]), damage="flow.weights")
         result = cli("export", bundles["balanced"], tmp_path / "out")
         assert result.code == output.FAILED and result.out == ""

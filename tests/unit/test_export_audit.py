@@ -99,6 +99,18 @@ class TestWeights:
         )
         refused(exports, folder, "text.embed.weight", "1 others of")
 
+    @pytest.mark.parametrize("name", ["action_out.weight", "flow.time_in.weight"])
+    def test_the_last_bit_of_a_float(self, exports: Any, tmp_path: Path, name: str) -> None:
+        """Too small for any measurement."""
+
+        def flip(data: np.ndarray) -> None:
+            data[8] ^= 1
+
+        folder = broken(
+            exports("codes"), tmp_path / "x", lambda path: change_bytes(path, "flow", name, flip)
+        )
+        refused(exports, folder, name, "1 others of")
+
     def test_a_float_twin(self, exports: Any, tmp_path: Path) -> None:
         """Under the weight's own name, in place of its codes: four times the bytes it says."""
 
