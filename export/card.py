@@ -79,6 +79,7 @@ import numpy as np
 import onnxruntime as ort
 {tokenizers}
 options = ort.SessionOptions()
+options.log_severity_level = 3  # inputs with defaults are no news
 {level}policy = ort.InferenceSession("policy.onnx", options, providers=["CPUExecutionProvider"])
 {words}
 assert len(words) <= {contract.tokenizer.max_length}, "never cut a prompt: shorten it"
