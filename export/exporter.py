@@ -23,7 +23,14 @@ from onnx_ir.passes.common import InlinePass
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
-from smolvla_edge.export.forms import Form, attach, count_nodes, every_graph, weight_names
+from smolvla_edge.export.forms import (
+    MICROSOFT,
+    Form,
+    attach,
+    count_nodes,
+    every_graph,
+    weight_names,
+)
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
@@ -184,10 +191,12 @@ def _write(
     )
     schedule = schedule_rows(plan)
     weights = Weights(model, source.tensors, codes, dtype, options.form.name, setting.grid)
+    # Our library computes in float32.
+    form = replace(options.form, custom=options.form.custom and dtype is torch.float32)
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
-        graphs[name] = save_graph(made, folder / f"{name}.onnx", options.form.custom)
+        graphs[name] = save_graph(made, folder / f"{name}.onnx", form.custom)
 
     if model.resize is not None:
         save("letterbox", letterbox_graph(model.resize))
@@ -200,7 +209,7 @@ def _write(
         progress(f"{name}: tracing")
         made = make()
         progress(f"{name}: writing weights")
-        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, options.form)
+        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, form)
         save(name, made)
     progress("policy: joining")
     save("policy", join_policy(setting, folder, schedule, options.letterbox))
@@ -208,11 +217,11 @@ def _write(
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
         precision=_precision(codes, options.precision),
-        form=options.form.name,
+        form=form.name,
         target="onnxruntime",
         opset=OPSET,
         ir=IR_VERSION,
-        custom_ops=options.form.custom,
+        custom_ops=form.custom,
         plan=plan,
         model=model,
         contract=source.contract,
@@ -249,11 +258,12 @@ def _attach(
 
 
 def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it. Without
-    `custom` their bodies stand in their places."""
-    called = {
-        node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
-    }
+    """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
+    place of the calls -> what the manifest says of it."""
+    nodes = [node for graph in every_graph(made.graph) for node in graph]
+    called = {node.op_type for node in nodes if node.domain == DOMAIN}
+    if any(node.domain == MICROSOFT for node in nodes):
+        made.opset_imports[MICROSOFT] = 1
     for proto in functions():
         function = ir.from_proto(proto)
         if function.name in called:
@@ -262,6 +272,7 @@ def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
         made.opset_imports[DOMAIN] = 1
     elif called:
         InlinePass()(made)
+        made.opset_imports.pop(DOMAIN, None)
     made.ir_version = IR_VERSION
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)

@@ -101,7 +101,7 @@ class Joined:
 
 
 def _own_sizes(value: ir.Value, prefix: str) -> None:
-    """A size of one piece is not the size of the same name in another: runtimes take them as one."""
+    """Sizes of one name in two pieces are two: a runtime would take them as one."""
     if value.shape is not None:
         value.shape = ir.Shape(
             side if isinstance(side, int) else f"{prefix}/{side}" for side in value.shape

@@ -194,8 +194,9 @@ class _Measurement:
         }
 
     def _level_four(self, exact: Found) -> dict[str, Any] | None:
-        """What ONNX Runtime does by default with codes: lossy, finite, and no more promised."""
-        if not self._codes:
+        """What ONNX Runtime does by default with codes in standard ONNX: lossy, finite, and no more
+        promised. Explicit MatMulNBits say their level themselves."""
+        if not self._codes or self._folder.manifest.form == "matmulnbits":
             return None
         fast = self._graphs("accuracy_level 4", OnnxOptions(4, custom_ops=False))
         rows = [row.check("accuracy_level 4") for row in apart(fast, exact)]
