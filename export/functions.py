@@ -82,7 +82,7 @@ def linear_w8() -> FunctionProto:
             _node("Round", "scaled", "whole"),
             _node("Add", "whole middle", "raised"),
             _node("Cast", "raised", "rows", to=TensorProto.UINT8),
-            _node("MatMulInteger", "rows codes zero_point", "sums"),
+            *_integer_product(),
             _node("Cast", "sums", "products", to=TensorProto.FLOAT),
             _node("Mul", "products scales", "of_columns"),
             # 0 for a row of numbers, NaN for any other.
@@ -95,6 +95,43 @@ def linear_w8() -> FunctionProto:
         ],
         [],
     )
+
+
+def _integer_product() -> list[NodeProto]:
+    """rows uint8 about zero_point, codes int8 -> sums int32, exact on every CPU (see above).
+
+    What 64 products of 255 and 127 add up to is asked of the runtime while it loads the model: all
+    of this is constant, and one branch is left.
+    """
+    signed = [_node("MatMulInteger", "rows codes zero_point", "signed_sums")]
+    unsigned = [
+        _node("Cast", "codes", "wide", to=TensorProto.FLOAT),
+        _node("Add", "wide middle", "wide_raised"),
+        _node("Cast", "wide_raised", "unsigned", to=TensorProto.UINT8),
+        _node("MatMulInteger", "rows unsigned zero_point zero_point", "unsigned_sums"),
+    ]
+    high_row = helper.make_tensor("", TensorProto.UINT8, [1], [255])
+    high_code = helper.make_tensor("", TensorProto.INT8, [1], [127])
+    branches = {
+        name: helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.INT32, None)]
+        )
+        for name, nodes, output in (
+            ("then_branch", signed, "signed_sums"),
+            ("else_branch", unsigned, "unsigned_sums"),
+        )
+    }
+    return [
+        _node("Constant", "", "square", value_ints=[64, 64]),
+        helper.make_node("ConstantOfShape", ["square"], ["high_rows"], value=high_row),
+        helper.make_node("ConstantOfShape", ["square"], ["high_codes"], value=high_code),
+        _node("MatMulInteger", "high_rows high_codes", "high_sums"),
+        _node("ReduceMin", "high_sums", "high_sum", keepdims=0),
+        _node("Constant", "", "right_sum_wide", value_int=64 * 255 * 127),
+        _node("Cast", "right_sum_wide", "right_sum", to=TensorProto.INT32),
+        _node("Equal", "high_sum right_sum", "exact"),
+        helper.make_node("If", ["exact"], ["sums"], **branches),
+    ]
 
 
 def expert_attention() -> FunctionProto:
