@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from functools import partial
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ import torch
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
+from smolvla_edge.export import tensorrt
 from smolvla_edge.export.forms import FORMS, Form, attach, count_nodes, every_graph, weight_names
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
 from smolvla_edge.export.letterbox import letterbox_graph
+from smolvla_edge.export.plain_stored import PlainWeights
 from smolvla_edge.export.policy_graph import policy_graph
 from smolvla_edge.export.stored import Weights, WeightsFile, embedding_dtype
-from smolvla_edge.export.tracing import IR_VERSION, OPSET
+from smolvla_edge.export.tracing import IR_VERSION
 from smolvla_edge.flow_rows import schedule_rows
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
+from smolvla_edge.onnx_manifest import TARGETS
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
@@ -51,12 +55,14 @@ class Options:
     """How to export. precision: "as-stored" holds a bundle's codes; "int8" and "int4" say which
     codes are expected there; "float32" and "float16" are of what the codes stand for.  letterbox:
     frames of any size go into `policy`; without, letterboxed pixels.  frame: (height, width), of a
-    policy that does not resize."""
+    policy that does not resize.  target: "onnxruntime", or "tensorrt" (see tensorrt.py; there is no
+    `policy` and no letterbox then)."""
 
     precision: str = "as-stored"
     form: Form = field(default_factory=Form)
     letterbox: bool = True
     frame: tuple[int, int] | None = None
+    target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -65,6 +71,10 @@ class Options:
             )
         if self.form.name not in FORMS:
             raise ExportError(f"form: expected one of {', '.join(FORMS)}, got {self.form.name!r}")
+        if self.target not in TARGETS:
+            raise ExportError(f"target: expected one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target == tensorrt.NAME:
+            tensorrt.check_options(self.precision, self.form.name)
 
 
 def export_onnx(
@@ -88,7 +98,7 @@ def export_onnx(
     """
     options = options or Options()
     plan = plan or Plan.exact(source.model.num_steps)
-    check_plan(plan, source)
+    check_plan(plan, source, options.target)
     dest = Path(dest)
     if dest.exists() and not force:
         raise ExportError(f"{dest} exists already: expected a new name; replace it with --force")
@@ -97,7 +107,7 @@ def export_onnx(
         manifest = replace(
             made,
             files=describe_files(folder),
-            provenance=_provenance(source, command),
+            provenance={**made.provenance, **_provenance(source, command)},
         )
         write_manifest(folder, manifest)
         if verify is not None:
@@ -109,8 +119,10 @@ def export_onnx(
     return manifest
 
 
-def check_plan(plan: Plan, source: Source) -> None:
+def check_plan(plan: Plan, source: Source, target: str = "onnxruntime") -> None:
     """Raises PlanError for what graphs cannot hold, by name."""
+    if target == tensorrt.NAME:
+        plan.require(tensorrt.SETTLED, target)
     plan.require(EXPRESSED, "onnx")
     if plan.skip.reuse:
         raise PlanError(
@@ -164,10 +176,9 @@ def _write(
     source: Source, folder: Path, plan: Plan, options: Options, progress: Progress
 ) -> Manifest:
     """All files but export.json -> what it will say, but for files and provenance."""
-    codes = codes_of(source, options.precision)
-    dtype = torch.float16 if options.precision == "float16" else torch.float32
-    table = embedding_dtype(source.tensors, codes, dtype)
-    model = source.model
+    found = codes_of(source, options.precision)
+    how = _arithmetic(source, found, options)
+    codes, model = how.codes, source.model
     frame = options.frame
     if model.resize is not None:
         frame = model.resize[1], model.resize[0]
@@ -175,18 +186,25 @@ def _write(
         model,
         source.contract,
         plan,
-        Arithmetic(dtype, codes, table),
+        how,
         frame or (model.image_size, model.image_size),
     )
-    schedule = schedule_rows(plan)
-    weights = Weights(model, source.tensors, codes, dtype, options.form.name, setting.grid)
+    stored = model, source.tensors, codes, how.dtype, options.form.name, setting.grid
+    if how.fused:
+        schedule = schedule_rows(plan)
+        weights = Weights(*stored)
+    else:
+        schedule = schedule_rows(plan, pull_limit=source.contract.rtc.max_guidance_weight)
+        weights = PlainWeights(*stored, schedule=schedule)
+    form = replace(options.form, custom=options.form.custom and how.fused)
+    version = tensorrt.IR_VERSIONS.get(how.opset, IR_VERSION)
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
         path = folder / f"{name}.onnx"
-        graphs[name] = _save(made, path)
+        graphs[name] = _save(made, path, version)
 
-    if model.resize is not None:
+    if model.resize is not None and how.fused:
         save("letterbox", letterbox_graph(model.resize))
     makers: dict[str, Callable[[], ir.Model]] = {
         "vision": lambda: vision_graph(setting),
@@ -197,31 +215,38 @@ def _write(
         progress(f"{name}: tracing")
         made = make()
         progress(f"{name}: writing weights")
-        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, options.form)
+        _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, form)
+        if not how.fused:
+            made.opset_imports.pop(DOMAIN, None)  # of products that are standard ONNX by now
         save(name, made)
-    progress("policy: joining")
-
-    def again(name: str) -> Callable[[], ir.Model]:
-        return lambda: ir.load(folder / f"{name}.onnx")
-
-    stages = (again("vision"), again("prefix"), again("flow"))
-    save("policy", policy_graph(setting, *stages, schedule, options.letterbox))
+    if how.fused:
+        progress("policy: joining")
+        vision, prefix, flow = (partial(ir.load, folder / f"{name}.onnx") for name in makers)
+        joined = policy_graph(setting, vision, prefix, flow, schedule, options.letterbox)
+        save("policy", joined)
     if source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
-        precision=_precision(codes, options.precision),
+        precision=_precision(how),
         form=options.form.name,
-        target="onnxruntime",
-        opset=OPSET,
-        ir=IR_VERSION,
-        custom_ops=options.form.custom,
+        target=options.target,
+        opset=how.opset,
+        ir=version,
+        custom_ops=form.custom,
         plan=plan,
         model=model,
         contract=source.contract,
         graphs=graphs,
         files={},
-        provenance={},
+        provenance={} if how.fused else {"dequantised": tensorrt.dequantised(found, how)},
     )
+
+
+def _arithmetic(source: Source, codes: Mapping[str, CodeFormat], options: Options) -> Arithmetic:
+    if options.target == tensorrt.NAME:
+        return tensorrt.arithmetic(codes, options.precision)
+    dtype = torch.float16 if options.precision == "float16" else torch.float32
+    return Arithmetic(dtype, codes, embedding_dtype(source.tensors, codes, dtype))
 
 
 def _attach(
@@ -241,7 +266,7 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def _save(made: ir.Model, path: Path) -> Graph:
+def _save(made: ir.Model, path: Path, ir_version: int) -> Graph:
     """Write a graph with the functions that it calls -> what the manifest says of it."""
     called = {
         node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
@@ -252,7 +277,7 @@ def _save(made: ir.Model, path: Path) -> Graph:
             made.functions[function.identifier()] = function
     if called:
         made.opset_imports[DOMAIN] = 1
-    made.ir_version = IR_VERSION
+    made.ir_version = ir_version
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)
     graph = made.graph
@@ -272,10 +297,10 @@ def _port(value: ir.Value) -> Port:
     return Port(value.name or "", dtype.numpy().name, shape)
 
 
-def _precision(codes: Mapping[str, CodeFormat], asked: str) -> str:
-    bits = {form.bits for form in codes.values()}
+def _precision(how: Arithmetic) -> str:
+    bits = {form.bits for form in how.codes.values()}
     if not bits:
-        return "float16" if asked == "float16" else "float32"
+        return "float16" if how.dtype is torch.float16 else "float32"
     return f"int{bits.pop()}" if len(bits) == 1 else "mixed"
 
 
@@ -285,5 +310,5 @@ def _provenance(source: Source, command: str | None) -> dict[str, Any]:
         "exporter": f"smolvla-edge {__version__}",
         "command": None if command is None else shown(command),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("onnx", "onnxscript", "onnx_ir")},
+        **{name: version_of(name) for name in ("onnx", "onnxscript", "onnx_ir")},
     }

@@ -22,6 +22,11 @@ class ExportError(SmolVLAEdgeError):
     """An ONNX export folder is malformed, truncated, foreign or of an unknown version."""
 
 
+class VerificationError(ExportError):
+    """An export that was just made is not what its source computes, or not what it says it is;
+    nothing of it was kept."""
+
+
 class ContractError(SmolVLAEdgeError):
     """Cameras, features, statistics or renames do not fit together; nothing was guessed."""
 
