@@ -198,7 +198,7 @@ def test_activations_that_outgrow_float16_are_found(
             at, size = int(where["offset"]), int(where["length"])
             data[at : at + size] = np.full(size // 2, 6e4, np.float16).tobytes()
     (copy / "vision.weights").write_bytes(data)
-    with pytest.raises(VerificationError, match="image_tokens: .* outgrows float16.*float32"):
+    with pytest.raises(VerificationError, match=r"image_tokens: .* outgrows float16.*float32"):
         check_tensorrt(copy, source, observations=1, threads=1)
 
 
