@@ -12,19 +12,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import InlinePass
 
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
 from smolvla_edge.export import tensorrt
-from smolvla_edge.export.forms import FORMS, Form, attach, count_nodes, every_graph, weight_names
+from smolvla_edge.export.forms import PLAIN, Form, attach, count_nodes, every_graph, weight_names
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
@@ -34,8 +34,9 @@ from smolvla_edge.export.policy_graph import policy_graph
 from smolvla_edge.export.stored import Weights, WeightsFile, embedding_dtype
 from smolvla_edge.export.tracing import IR_VERSION
 from smolvla_edge.flow_rows import schedule_rows
+from smolvla_edge.healed import check_healed
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
-from smolvla_edge.onnx_manifest import TARGETS
+from smolvla_edge.onnx_manifest import FORMS, TARGETS
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
@@ -130,6 +131,7 @@ def check_plan(plan: Plan, source: Source, target: str = "onnxruntime") -> None:
             "it from the plan"
         )
     check_fit(plan, source.model, source.contract)
+    check_healed(plan, source)
 
 
 def codes_of(source: Source, precision: str) -> dict[str, CodeFormat]:
@@ -196,13 +198,13 @@ def _write(
     else:
         schedule = schedule_rows(plan, pull_limit=source.contract.rtc.max_guidance_weight)
         weights = PlainWeights(*stored, schedule=schedule)
-    form = replace(options.form, custom=options.form.custom and how.fused)
+    form = options.form if how.fused else Form(PLAIN, custom=False)
     version = tensorrt.IR_VERSIONS.get(how.opset, IR_VERSION)
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
         path = folder / f"{name}.onnx"
-        graphs[name] = _save(made, path, version)
+        graphs[name] = save_graph(made, path, form.custom, version)
 
     if model.resize is not None and how.fused:
         save("letterbox", letterbox_graph(model.resize))
@@ -221,9 +223,7 @@ def _write(
         save(name, made)
     if how.fused:
         progress("policy: joining")
-        vision, prefix, flow = (partial(ir.load, folder / f"{name}.onnx") for name in makers)
-        joined = policy_graph(setting, vision, prefix, flow, schedule, options.letterbox)
-        save("policy", joined)
+        save("policy", join_policy(setting, folder, schedule, options.letterbox))
     if source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
@@ -249,6 +249,15 @@ def _arithmetic(source: Source, codes: Mapping[str, CodeFormat], options: Option
     return Arithmetic(dtype, codes, embedding_dtype(source.tensors, codes, dtype))
 
 
+def join_policy(setting: Setting, folder: Path, schedule: Any, letterbox: bool) -> ir.Model:
+    """The graph `policy` out of those in the folder, whose weights it shares."""
+
+    def load(name: str) -> Callable[[], ir.Model]:
+        return lambda: ir.load(folder / f"{name}.onnx")
+
+    return policy_graph(setting, load("vision"), load("prefix"), load("flow"), schedule, letterbox)
+
+
 def _attach(
     made: ir.Model,
     file: WeightsFile,
@@ -266,8 +275,11 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def _save(made: ir.Model, path: Path, ir_version: int) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it."""
+def save_graph(
+    made: ir.Model, path: Path, custom: bool = True, ir_version: int = IR_VERSION
+) -> Graph:
+    """Write a graph with the functions that it calls -> what the manifest says of it. Without
+    `custom` their bodies stand in their places."""
     called = {
         node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
     }
@@ -275,8 +287,10 @@ def _save(made: ir.Model, path: Path, ir_version: int) -> Graph:
         function = ir.from_proto(proto)
         if function.name in called:
             made.functions[function.identifier()] = function
-    if called:
+    if called and custom:
         made.opset_imports[DOMAIN] = 1
+    elif called:
+        InlinePass()(made)
     made.ir_version = ir_version
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)

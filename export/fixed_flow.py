@@ -16,6 +16,7 @@ from smolvla_edge.config import ModelConfig
 from smolvla_edge.export.layers import Arithmetic, Rotation
 from smolvla_edge.export.loop import loop_over
 from smolvla_edge.export.stored import MOMENTS
+from smolvla_edge.export.tracing import PLACEHOLDER
 
 
 class FixedFront(nn.Module):
@@ -57,7 +58,7 @@ def fixed_flow(front: ir.Model, step: ir.Model, schedule: np.ndarray) -> ir.Mode
         type=moment.type,
         shape=ir.Shape([len(schedule), *(moment.shape or ())]),
         const_value=ir.tensor(np.zeros(0, np.float32)),  # never read, as of every weight
-        metadata_props={"smolvla_edge.weight": "placeholder"},
+        metadata_props={PLACEHOLDER: "1"},
     )
     rows = _constant("schedule", schedule)
     count = _constant("steps", np.array(len(schedule), np.int64))

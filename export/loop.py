@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from smolvla_edge.export.tracing import PLACEHOLDER
+
 CARRIED = ("x", "last")
 PER_STEP = ("row", "moment")
 
@@ -67,17 +69,20 @@ def loop_over(
         name="denoise_step",
     )
 
-    before = []
+    still = ir.node("Sub", [noise, noise], name="no_velocity_yet")
+    still.outputs[0].name = "no_velocity"
+    before, condition = [still], None
     if count is None:
         steps = ir.node("Shape", [schedule], {"start": 0, "end": 1}, name="count_steps")
         steps.outputs[0].name = "steps"
-        before, count = [steps], steps.outputs[0]
-    still = ir.node("Sub", [noise, noise], name="no_velocity_yet")
-    still.outputs[0].name = "no_velocity"
+        # Without a condition onnx.reference runs no step at all.
+        always = ir.node("Constant", [], {"value": ir.tensor(np.array(True))}, name="always")
+        always.outputs[0].name = "always"
+        before, count, condition = [steps, still, always], steps.outputs[0], always.outputs[0]
     loop = ir.Node(
         "",
         "Loop",
-        [count, None, noise, still.outputs[0]],
+        [count, condition, noise, still.outputs[0]],
         [ir.Attr("body", ir.AttributeType.GRAPH, loop_body)],
         num_outputs=2,
         name="denoise",
@@ -86,7 +91,7 @@ def loop_over(
     actions.name, unused.name = "actions", "last_velocity"
     actions.type, actions.shape = noise.type, noise.shape
     outer.outputs.clear()
-    outer.extend([*before, still, loop])
+    outer.extend([*before, loop])
     outer.outputs.append(actions)
     front.opset_imports.update(step.opset_imports)
 
@@ -98,7 +103,7 @@ def _name_apart(nodes: list[ir.Node], initializers: list[ir.Value]) -> None:
         for value in node.outputs:
             value.name = f"step/{value.name}"
     for value in initializers:
-        if "smolvla_edge.weight" not in value.metadata_props:
+        if PLACEHOLDER not in value.metadata_props:
             value.name = f"step/{value.name}"
 
 

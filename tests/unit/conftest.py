@@ -17,6 +17,14 @@ def pristine(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", "tiny")
 
 
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory):
+    """See export_helpers.Exports: tracing takes seconds, and one export serves many tests."""
+    from export_helpers import Exports
+
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
 @pytest.fixture
 def folder(pristine, tmp_path):
     """A checkpoint to damage."""
