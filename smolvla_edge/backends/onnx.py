@@ -58,14 +58,9 @@ class OnnxBackend:
         threads: int | None = None,
         options: OnnxOptions | None = None,
     ) -> None:
+        folder.check_target()
         if threads is not None and (type(threads) is not int or threads < 1):
             raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
-        if folder.manifest.target != "onnxruntime":
-            raise BackendError(
-                f"{folder.path} was exported for {folder.manifest.target}: expected target "
-                "onnxruntime. Build engines of it with trtexec (docs/jetson.md), or export the "
-                "bundle again with --target onnxruntime; device 'tensorrt' runs such a folder too"
-            )
         self.folder = folder
         self.config = folder.manifest.model
         self.contract = contract or folder.manifest.contract
