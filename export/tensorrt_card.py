@@ -22,8 +22,8 @@ def card(manifest: Manifest, report: Mapping[str, Any]) -> str:
     )
     floats = ", ".join(f"{count} of {form}" for form, count in report["dequantised"].items())
     errors = "\n".join(
-        f"| {stage} | {error['relative']:.1e} | {error['sqnr_db']:.1f} |"
-        for stage, error in report["stages"].items()
+        f"| {row['stage']} | {row['relative']:.1e} | {row['sqnr_db']:.1f} |"
+        for row in report["stages"]
     )
     plan = write_words(manifest.plan, manifest.model.num_steps)
     lines = "\n".join(trtexec(manifest))

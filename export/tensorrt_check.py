@@ -63,11 +63,16 @@ def check_tensorrt(
     _check_graphs(folder)
     sessions = {name: _session(folder.graph_file(name), threads) for name in folder.manifest.graphs}
     reference = _reference(source, threads)
-    worst: dict[str, dict[str, float]] = {}
+    exact = folder.manifest.precision == "float32"
+    bounds = {
+        "bound": FLOAT32_BOUND if exact else None,
+        "floor_db": None if exact else FLOAT16_FLOOR_DB,
+    }
+    worst: dict[str, dict[str, Any]] = {}
     for seen in _observations(folder, observations, seed):
         for stage, (got, want) in _stages(folder, sessions, reference, seen).items():
-            error = _compared(stage, got, want, folder.manifest.precision == "float32")
-            known = worst.setdefault(stage, error)
+            error = _compared(stage, got, want, exact)
+            known = worst.setdefault(stage, {"stage": stage, **error, **bounds})
             known["relative"] = max(known["relative"], error["relative"])
             known["sqnr_db"] = min(known["sqnr_db"], error["sqnr_db"])
     manifest = folder.manifest
@@ -81,8 +86,7 @@ def check_tensorrt(
         "observations": {"count": observations, "seed": seed, "kind": "made up"},
         "reference": "torch, float32, the same weights",
         "runtime": f"ONNX Runtime {onnxruntime.__version__}, CPU, not optimised",
-        "bounds": {"float32_relative": FLOAT32_BOUND, "float16_floor_db": FLOAT16_FLOOR_DB},
-        "stages": worst,
+        "stages": list(worst.values()),
         "onnx": onnx.__version__,
         "not_run": ["TensorRT", "a GPU", "a Jetson"],
     }

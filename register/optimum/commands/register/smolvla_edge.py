@@ -40,6 +40,9 @@ class SmolVLAEdgeExport(BaseOptimumCLICommand):
     def run(self) -> None:
         given: Namespace = self.args
         try:
+            from smolvla_edge.export.extras import require_extra
+
+            require_extra()
             from smolvla_edge.export.command import run_export
             from smolvla_edge.export.exporter import Options
             from smolvla_edge.export.forms import Form
@@ -62,9 +65,6 @@ class SmolVLAEdgeExport(BaseOptimumCLICommand):
             )
         except SmolVLAEdgeError as error:
             raise SystemExit(f"error: {error}") from None
-        except ImportError as error:
-            wanted = "pip install 'smolvla-edge[export]'"
-            raise SystemExit(f"error: {error}; run: {wanted}") from None
         nodes = ", ".join(f"{name} {graph.nodes}" for name, graph in made.graphs.items())
         print(f"{folder}: {made.precision}, target {made.target}; nodes: {nodes}")
 
