@@ -30,7 +30,7 @@ def policy_graph(
     """vision, prefix, flow: make these graphs anew, weights attached; joining takes them apart.
     letterbox: frames of any size, one input a camera; without, `pixels` of all cameras."""
     joined, model, contract = Joined("policy"), setting.model, setting.contract
-    cameras = len(robot_cameras(contract))
+    cameras = len(real_cameras(contract))
     if letterbox:
         pixels = _letterboxed(joined, setting)
     else:
@@ -86,8 +86,8 @@ def policy_graph(
     return joined.model({"actions": actions, "normalized": normalized}, IR_VERSION)
 
 
-def robot_cameras(contract: Contract) -> list[str]:
-    """Cameras that a robot has; those that are always blank are no inputs."""
+def real_cameras(contract: Contract) -> list[str]:
+    """The model's names of cameras that a robot has; those that are always blank are no inputs."""
     return [name for name in contract.cameras if not name.startswith(EMPTY_CAMERA)]
 
 
@@ -96,7 +96,8 @@ def _with_blanks(
 ) -> tuple[ir.Value, ir.Value]:
     """Image tokens and mask with those of blank cameras behind them, where these leave a trace: the
     special tokens around an image stay valid when its camera is masked."""
-    model, blanks = setting.model, setting.contract.empty_cameras
+    model, contract = setting.model, setting.contract
+    blanks = min(contract.empty_cameras, len(contract.cameras) - len(real_cameras(contract)))
     if not model.add_image_special_tokens or not blanks:
         return image_tokens, mask
     zeros = np.zeros((blanks, setting.tokens_per_image, model.text_width), np.float32)
@@ -115,7 +116,7 @@ def _letterboxed(joined: Joined, setting: Setting) -> ir.Value:
     axis = joined.node(
         "Constant", [], "frames/axis", {"value_ints": ir.AttrInt64s("value_ints", [0])}
     )
-    for i, name in enumerate(robot_cameras(setting.contract)):
+    for i, name in enumerate(real_cameras(setting.contract)):
         shape: list[int | str] = [f"height_{i}", f"width_{i}", 3]
         if resize is None:
             shape = [*setting.frame, 3]

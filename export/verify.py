@@ -111,8 +111,10 @@ class _Measurement:
     ) -> None:
         self._folder, self._source, self._codes = folder, source, codes
         self._settings, self._progress, self._custom = settings, progress, custom
-        self._lossy = bool(stored_level(folder))
         manifest = folder.manifest
+        bits = {form.bits for form in codes.values()}
+        self._integer = manifest.form == "integer" and 8 in bits
+        self._lossy = bool(stored_level(folder)) or self._integer
         height, width = manifest.graphs["vision"].input("pixels").shape[2:]
         self._seen = Observed(
             source,
@@ -168,6 +170,8 @@ class _Measurement:
         for row in apart(plain, exact):
             if row.stage == bounds.PIXELS:
                 held.append(row.check(what, bounds.pixels_bound(longest)))
+            elif self._integer:
+                held.append(row.check(what, floor=bounds.ROWS_DB))
             elif self._lossy:
                 held.append(row.check(what))
             else:
@@ -179,10 +183,10 @@ class _Measurement:
         if not self._custom:
             return None
         ours = self._graphs("our operators", OnnxOptions(custom_ops=True))
-        rounded = any(form.bits == 4 for form in self._codes.values())
+        rounded = self._integer or any(form.bits == 4 for form in self._codes.values())
         limits = self._limit(bounds.CUSTOM_FLOAT32)
         if rounded:
-            limits = {"floor": bounds.CUSTOM_ROWS_DB}
+            limits = {"floor": bounds.ROWS_DB}
         rows = [
             row.check("our operators against standard ONNX", **limits)
             for row in apart(ours, plain, bounds.STAGES[1:])
@@ -196,7 +200,8 @@ class _Measurement:
     def _level_four(self, exact: Found) -> dict[str, Any] | None:
         """What ONNX Runtime does by default with codes in standard ONNX: lossy, finite, and no more
         promised. Explicit MatMulNBits say their level themselves."""
-        if not self._codes or self._folder.manifest.form == "matmulnbits":
+        widened = {form.bits for form in self._codes.values()} - ({8} if self._integer else set())
+        if not widened or self._folder.manifest.form == "matmulnbits":
             return None
         fast = self._graphs("accuracy_level 4", OnnxOptions(4, custom_ops=False))
         rows = [row.check("accuracy_level 4") for row in apart(fast, exact)]
