@@ -5,7 +5,8 @@
 #   make demo      a trained policy at work in a simulator      about 5 minutes the first time
 #   make test      every test                                   installs torch, the reference
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
-#   make bench-ops, bench-micro, bench-precision, bench-reuse, bench-stream      benchmarks/README.md
+#   make bench-ops, bench-micro, bench-precision, bench-reuse, bench-stream,
+#                  bench-export                    benchmarks/README.md
 #   make gpu       on a GPU: build, tests, sanitizer, benchmarks, in parts of under 10 minutes
 #   make fuzz      malformed files, FUZZ_SECONDS of them        installs clang and atheris
 #   make wheel     dist/: the source distribution and this machine's wheel; test-wheel installs it
@@ -33,7 +34,8 @@ BUILD_TOOLS := scikit-build-core pybind11 cmake ninja
 # do not need.
 CPU_ONLY := -C cmake.define.SMOLVLA_CUDA=OFF
 
-.PHONY: help demo test test-cpp fuzz bench bench-ops bench-micro bench-precision lint clean
+.PHONY: help demo test test-cpp fuzz bench bench-ops bench-micro bench-precision bench-export
+.PHONY: lint clean
 .PHONY: prerequisites
 
 help:
@@ -191,6 +193,15 @@ bench-reuse: .venv-bench/installed.stamp
 # Frames come from the simulator.
 bench-stream: .venv-train/installed.stamp $(LEROBOT)
 	.venv-train/bin/python -m benchmarks.stream $(or $(BENCH_ARGS),--plan fast)
+
+bench-export: .venv-bench/export.stamp $(LEROBOT)
+	.venv-bench/bin/python -m benchmarks.export $(BENCH_ARGS)
+
+# What exporting needs, and ONNX Runtime.
+.venv-bench/export.stamp: .venv-bench/installed.stamp
+	.venv-bench/$(PIP) install torch==2.13.0
+	.venv-bench/$(PIP) install --constraint constraints.txt onnx onnxscript onnxruntime
+	@touch $@
 
 # --- gpu: everything that needs one; on a machine without a network: tools/gpu/README.md ------------
 .PHONY: gpu

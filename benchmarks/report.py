@@ -98,6 +98,7 @@ def sections_of(run: dict[str, Any]) -> list[Section]:
         raise ValueError(f"expected a result of format {FORMAT}, got {run.get('format')!r}")
     from benchmarks import (
         end_to_end_tables,
+        export_tables,
         libraries_tables,
         precision_tables,
         reuse_tables,
@@ -107,6 +108,7 @@ def sections_of(run: dict[str, Any]) -> list[Section]:
 
     kinds: dict[str, Callable[[dict[str, Any]], list[Section]]] = {
         "end_to_end": end_to_end_tables.sections,
+        "export": export_tables.sections,
         "gpu_micro": micro_tables.sections,
         "libraries": libraries_tables.sections,
         "precision": precision_tables.sections,

@@ -24,7 +24,6 @@ from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
 from smolvla_edge.export.forms import (
-    FORMS,
     MICROSOFT,
     Form,
     attach,
@@ -42,6 +41,7 @@ from smolvla_edge.export.tracing import IR_VERSION, OPSET
 from smolvla_edge.flow_rows import schedule_rows
 from smolvla_edge.healed import check_healed
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
+from smolvla_edge.onnx_manifest import FORMS
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
@@ -196,8 +196,7 @@ def _write(
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
-        path = folder / f"{name}.onnx"
-        graphs[name] = _save(made, path, form.custom)
+        graphs[name] = save_graph(made, folder / f"{name}.onnx", form.custom)
 
     if model.resize is not None:
         save("letterbox", letterbox_graph(model.resize))
@@ -213,12 +212,7 @@ def _write(
         _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, form)
         save(name, made)
     progress("policy: joining")
-
-    def again(name: str) -> Callable[[], ir.Model]:
-        return lambda: ir.load(folder / f"{name}.onnx")
-
-    stages = (again("vision"), again("prefix"), again("flow"))
-    save("policy", policy_graph(setting, *stages, schedule, options.letterbox))
+    save("policy", join_policy(setting, folder, schedule, options.letterbox))
     if source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
@@ -235,6 +229,15 @@ def _write(
         files={},
         provenance={},
     )
+
+
+def join_policy(setting: Setting, folder: Path, schedule: Any, letterbox: bool) -> ir.Model:
+    """The graph `policy` out of those in the folder, whose weights it shares."""
+
+    def load(name: str) -> Callable[[], ir.Model]:
+        return lambda: ir.load(folder / f"{name}.onnx")
+
+    return policy_graph(setting, load("vision"), load("prefix"), load("flow"), schedule, letterbox)
 
 
 def _attach(
@@ -254,9 +257,9 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def _save(made: ir.Model, path: Path, custom: bool) -> Graph:
-    """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
-    place of the calls -> what the manifest says of it."""
+def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
+    """Write a graph with the functions that it calls -> what the manifest says of it. Without
+    `custom` their bodies stand in their places."""
     nodes = [node for graph in every_graph(made.graph) for node in graph]
     called = {node.op_type for node in nodes if node.domain == DOMAIN}
     if any(node.domain == MICROSOFT for node in nodes):

@@ -47,7 +47,8 @@ class Front(nn.Module):
         self, noise: Tensor, keys: Tensor, values: Tensor, valid: Tensor, schedule: Tensor
     ) -> tuple[Tensor, ...]:
         angle = schedule[:, :1].double() * self.frequency
-        embedded = torch.cat((angle.sin(), angle.cos()), 1).to(self.dtype)
+        # ONNX Runtime 1.23 has no cosine of doubles: the sine, a quarter turn ahead.
+        embedded = torch.cat((angle.sin(), (angle + math.pi / 2).sin()), 1).to(self.dtype)
         moments = self.flow.time_in(embedded[None])[0]
         own = torch.arange(noise.shape[0])
         positions = valid.long().sum() + own

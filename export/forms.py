@@ -1,8 +1,12 @@
 """From a traced graph to one that runs: real weights, and codes in the form that was asked for.
 
-    qdq            DequantizeLinear (opset 21) and MatMul, standard ONNX
+    qdq            DequantizeLinear (opset 21) and MatMul: float32 products of what codes stand for
     matmulnbits    com.microsoft::MatMulNBits, what runtimes make of the first
-    custom         smolvla_edge::LinearW4, a function whose body is the first (4 bits)
+    integer        8 bits: rows rounded to 8 bits too, and MatMulInteger, as the native backend
+                   computes; 4 bits as in the first
+
+4-bit products of the first and 8-bit ones of the last are nodes of our domain, LinearW4 and
+LinearW8: functions of standard ONNX, which our library runs by its own kernels (functions.py).
 
 Each weight is an initializer of the graph it is used in. In a Loop that matters: ONNX Runtime does
 not find codes for a fusion in the graph outside, and fails to load.
@@ -19,15 +23,15 @@ from smolvla_edge.codes import CodeFormat
 from smolvla_edge.export.functions import DOMAIN
 from smolvla_edge.export.layers import CODED
 from smolvla_edge.export.stored import WeightsFile, block_of, scale_of
+from smolvla_edge.export.tracing import PLACEHOLDER
 
-FORMS = ("qdq", "matmulnbits")
 MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True)
 class Form:
-    """name: of FORMS.  custom: 4-bit products are nodes of our domain.  accuracy_level: of
-    MatMulNBits, 0 or 4 (rows rounded to int8)."""
+    """name: of FORMS.  custom: what our library can run are nodes of our domain; without, their
+    bodies stand in the graphs.  accuracy_level: of MatMulNBits, 0 or 4 (rows rounded to int8)."""
 
     name: str = "qdq"
     custom: bool = True
@@ -46,9 +50,7 @@ def every_graph(graph: ir.Graph) -> Iterator[ir.Graph]:
 def weight_names(graph: ir.Graph) -> list[str]:
     """Of the placeholders in a traced graph."""
     return [
-        name
-        for name, value in graph.initializers.items()
-        if "smolvla_edge.weight" in value.metadata_props
+        name for name, value in graph.initializers.items() if PLACEHOLDER in value.metadata_props
     ]
 
 
@@ -68,7 +70,7 @@ def attach(
 def _fill(graph: ir.Graph, value: ir.Value, file: WeightsFile) -> None:
     """Give a value what is stored under its name, through a Cast where it is stored narrower."""
     name = value.name or ""
-    del value.metadata_props["smolvla_edge.weight"]
+    del value.metadata_props[PLACEHOLDER]
     wanted = value.dtype
     tensor = file.external(name)
     if tensor.dtype == wanted:
@@ -103,9 +105,11 @@ def _place_codes(
         scales = value_of(cast, dtype, scales.shape, f"{scale_of(name)}/wide")
         nodes.append(cast)
     width = placeholder.shape
-    if form.name == "matmulnbits":
+    if form.name == "integer" and format.bits == 8:
+        nodes.append(ir.node("LinearW8", [x, codes, scales], domain=DOMAIN, name=f"{name}/linear"))
+    elif form.name == "matmulnbits":
         nodes.append(_nbits(x, codes, scales, format, form, int(width[0]), int(width[1]), name))
-    elif form.custom and format.bits == 4:
+    elif format.bits == 4:
         nodes.append(
             ir.node(
                 "LinearW4",

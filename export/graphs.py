@@ -11,7 +11,6 @@ from torch import Tensor
 
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.export.border import Entry, Exit
 from smolvla_edge.export.flow import Front, Step
 from smolvla_edge.export.layers import Arithmetic
 from smolvla_edge.export.loop import default, loop_over
@@ -68,7 +67,11 @@ def prefix_graph(setting: Setting) -> ir.Model:
         "token_mask": {0: "words"},
     }
     module = Prefix(setting.how, model, setting.plan)
-    return trace(module, inputs, ["keys", "values", "valid"], axes)
+    made = trace(module, inputs, ["keys", "values", "valid"], axes)
+    for value in made.graph.outputs:  # not as a sum of what the parts are called
+        shape = value.shape or ir.Shape([])
+        value.shape = ir.Shape(side if isinstance(side, int) else "prefix" for side in shape)
+    return made
 
 
 def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
@@ -144,20 +147,3 @@ def _step_examples(
     axes |= {"mask_self": {0: "horizon", 1: "every"}, "mask_cross": {0: "horizon", 1: "prefix"}}
     axes |= {name: {1: "prefix"} for name in kept}
     return inputs, ["x_after", "velocity"], axes
-
-
-def entry_graph(setting: Setting) -> ir.Model:
-    inputs = {
-        "state": torch.zeros(setting.model.state_dim),
-        "tokens": torch.zeros(_WORDS, dtype=torch.int64),
-        "token_mask": torch.ones(_WORDS, dtype=torch.bool),
-    }
-    axes = {"tokens": {0: "words"}, "token_mask": {0: "words"}}
-    module = Entry(setting.model, setting.contract)
-    return trace(module, inputs, ["padded_state", "every_mask"], axes)
-
-
-def exit_graph(setting: Setting) -> ir.Model:
-    inputs = {"flowed": torch.zeros(_ROWS, setting.model.max_action_dim)}
-    module = Exit(setting.model, setting.contract)
-    return trace(module, inputs, ["actions", "normalized"], {"flowed": {0: "horizon"}})

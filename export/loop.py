@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from smolvla_edge.export.tracing import OPSET
+from smolvla_edge.export.tracing import OPSET, PLACEHOLDER
 
 CARRIED = ("x", "last")
 PER_STEP = ("row", "moment")
@@ -63,10 +63,13 @@ def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
     steps.outputs[0].name = "steps"
     still = ir.node("Sub", [noise, noise], name="no_velocity_yet")
     still.outputs[0].name = "no_velocity"
+    # Without a condition onnx.reference runs no step at all.
+    always = ir.node("Constant", [], {"value": ir.tensor(np.array(True))}, name="always")
+    always.outputs[0].name = "always"
     loop = ir.Node(
         "",
         "Loop",
-        [steps.outputs[0], None, noise, still.outputs[0]],
+        [steps.outputs[0], always.outputs[0], noise, still.outputs[0]],
         [ir.Attr("body", ir.AttributeType.GRAPH, loop_body)],
         num_outputs=2,
         name="denoise",
@@ -75,7 +78,7 @@ def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
     actions.name, unused.name = "actions", "last_velocity"
     actions.type, actions.shape = noise.type, noise.shape
     outer.outputs.clear()
-    outer.extend([steps, still, loop])
+    outer.extend([steps, still, always, loop])
     outer.outputs.append(actions)
     front.opset_imports.update(step.opset_imports)
     front.opset_imports[""] = OPSET
@@ -88,7 +91,7 @@ def _name_apart(nodes: list[ir.Node], initializers: list[ir.Value]) -> None:
         for value in node.outputs:
             value.name = f"step/{value.name}"
     for value in initializers:
-        if "smolvla_edge.weight" not in value.metadata_props:
+        if PLACEHOLDER not in value.metadata_props:
             value.name = f"step/{value.name}"
 
 

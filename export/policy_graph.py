@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from smolvla_edge.export.graphs import Setting, entry_graph, exit_graph
+from smolvla_edge.export.border import entry_graph, exit_graph
+from smolvla_edge.export.graphs import Setting
 from smolvla_edge.export.joining import Joined
 from smolvla_edge.export.letterbox import letterbox_graph
 from smolvla_edge.export.tracing import IR_VERSION
@@ -26,8 +27,8 @@ def policy_graph(
 ) -> ir.Model:
     """vision, prefix, flow: make these graphs anew, weights attached; joining takes them apart.
     letterbox: frames of any size, one input a camera; without, `pixels` of all cameras."""
-    joined, model = Joined("policy"), setting.model
-    cameras = len(setting.contract.cameras)
+    joined, model, contract = Joined("policy"), setting.model, setting.contract
+    cameras = len(contract.cameras)
     if letterbox:
         pixels = _letterboxed(joined, setting)
     else:
@@ -49,7 +50,9 @@ def policy_graph(
     joined.default(weights, ir.tensor(np.zeros(1, np.float32), name="pull_weights"))
 
     padded, words = joined.append(
-        "entry", entry_graph(setting), {"state": state, "tokens": tokens, "token_mask": token_mask}
+        "entry",
+        entry_graph(model, contract),
+        {"state": state, "tokens": tokens, "token_mask": token_mask},
     )
     (image_tokens,) = joined.append("vision", vision(), {"pixels": pixels})
     keys, values, valid = joined.append(
@@ -76,7 +79,7 @@ def policy_graph(
             "pull_weights": weights,
         },
     )
-    actions, normalized = joined.append("exit", exit_graph(setting), {"flowed": flowed})
+    actions, normalized = joined.append("exit", exit_graph(model, contract), {"flowed": flowed})
     return joined.model({"actions": actions, "normalized": normalized}, IR_VERSION)
 
 

@@ -87,7 +87,7 @@ class Weights:
     """The tensors of a policy, by the names that the traced modules give them.
 
     Everything that is computed for an export (folded matrices, rows of the position table) is made
-    here, in float64 and rounded once. `form`: "qdq" or "matmulnbits", how codes lie.
+    here, in float64 and rounded once. `form`: of FORMS, how codes lie.
     """
 
     def __init__(
@@ -189,6 +189,10 @@ class Weights:
         if self._form == "matmulnbits":
             self._add_blocks(file, name, codes, blocks, block)
             file.add(scale_of(name), stored, (rows, blocks), narrow)
+            return
+        if self._form == "integer" and codes.format.bits == 8:
+            file.add(name, ir.DataType.INT8, (columns, rows), codes.codes.T)
+            file.add(scale_of(name), ir.DataType.FLOAT, (rows,), codes.scales[:, 0])
             return
         # [in, out], the first of a pair in the low half: what ONNX calls INT4.
         turned = codes.codes.T

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 OPSET = 23
 IR_VERSION = 10
+PLACEHOLDER = "smolvla_edge.placeholder"
+"""Marks a weight of a traced graph that is to be filled."""
 _MOST = 1 << 20
 
 
@@ -51,11 +53,25 @@ def trace(
     if program is None:  # torch's types say so
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model
+    _forget_origins(model)
     for value in model.graph.initializers.values():
         # A placeholder must never be read; what is not one (a table of ours) is kept.
         if value.name in named_parameters:
-            value.metadata_props["smolvla_edge.weight"] = "placeholder"
+            value.metadata_props[PLACEHOLDER] = "1"
     return model
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Stack traces and names of torch's own: half a file, and paths of whoever exported it."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
 
 
 def _tell_apart(module: nn.Module) -> None:

@@ -37,6 +37,7 @@ from smolvla_edge.names import (
     strip_compiled,
     text_layer_count,
 )
+from smolvla_edge.onnx_folder import is_export
 from smolvla_edge.paths import shown
 from smolvla_edge.safetensors_file import TensorEntry
 from smolvla_edge.tokenizer_search import find_tokenizer
@@ -204,6 +205,11 @@ def locate_checkpoint(
 
 
 def _check_folder(folder: Path) -> None:
+    if is_export(folder):
+        raise CheckpointError(
+            f"{folder} is an ONNX export folder, whose weights are in graphs: expected the bundle "
+            "or checkpoint that it was exported from"
+        )
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder} holds adapter_config.json: a PEFT adapter, not a whole policy. {_MERGE}"

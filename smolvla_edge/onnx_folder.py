@@ -40,6 +40,7 @@ __all__ = [
     "CUSTOM_DOMAIN",
     "EXPORTED",
     "EXPORT_FOLDER",
+    "MANIFEST_FILE",
     "ExportFolder",
     "FileRecord",
     "Graph",

@@ -34,7 +34,7 @@ MANIFEST_FILE = "export.json"
 OPTIONAL_GRAPHS = ("letterbox",)  # absent where the policy does not resize
 GRAPHS = (*OPTIONAL_GRAPHS, "vision", "prefix", "flow", "policy")
 PRECISIONS = ("float32", "float16", "int8", "int4", "mixed")
-FORMS = ("qdq", "matmulnbits")
+FORMS = ("qdq", "matmulnbits", "integer")
 TARGETS = ("onnxruntime", "tensorrt")
 DTYPES = ("float32", "int64", "bool", "uint8")  # at the border, whatever is inside
 

@@ -14,7 +14,7 @@ from smolvla_edge.bundle_format import precision_map
 from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
-from smolvla_edge.errors import CheckpointError, ContractError, ExportError, TokenizerError
+from smolvla_edge.errors import CheckpointError, ContractError, TokenizerError
 from smolvla_edge.onnx_folder import EXPORTED, ExportFolder, is_export, read_export
 from smolvla_edge.paths import shown
 from smolvla_edge.presets import Preset, read_presets
@@ -60,14 +60,9 @@ def open_source(
     With `verify` a bundle's tensors are compared with their checksums; without, that is left to
     `verify_tensors`, which must be called before they are used. Raises a SmolVLAEdgeError.
     """
-    if is_export(path) and not exports:
-        raise ExportError(
-            f"{path} is an ONNX export folder, whose weights are in graphs: expected the bundle or "
-            "checkpoint that it was exported from"
-        )
-    read = _from_checkpoint
-    if is_bundle(path) or is_export(path):
-        read = _from_bundle if is_bundle(path) else _from_export
+    read = _from_bundle if is_bundle(path) else _from_checkpoint  # which refuses an export
+    if exports and is_export(path):
+        read = _from_export
     source = read(
         path,
         rename=rename,

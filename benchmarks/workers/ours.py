@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True, help="bundle or checkpoint folder")
     parser.add_argument("--precision", required=True, help="what the engine must compute in")
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--backend", choices=("native", "torch"), default="native")
+    parser.add_argument("--backend", choices=("native", "torch", "onnx"), default="native")
+    parser.add_argument("--accuracy-level", type=int, default=0, help="of backend onnx")
+    parser.add_argument("--custom-ops", action=argparse.BooleanOptionalAction, default=False)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--plan", default="exact", help="in words: steps=2,cache.threshold=0.02")
     arguments = parser.parse_args()
@@ -102,6 +104,10 @@ def main() -> None:
     import smolvla_edge
 
     on_gpu = arguments.device == "cuda" and arguments.backend == "native"
+    options = {}
+    if arguments.backend == "onnx":
+        options["accuracy_level"] = arguments.accuracy_level
+        options["custom_ops"] = arguments.custom_ops
     with memory.during():  # on a GPU with all its graphs
         policy = smolvla_edge.load(
             arguments.path,
@@ -111,6 +117,7 @@ def main() -> None:
             plan=arguments.plan,
             allow_unnormalized=True,
             allow_missing_cameras=True,
+            **options,
         )
     load_seconds = time.perf_counter() - start
     peak_load = memory_mib("VmHWM")

@@ -56,16 +56,16 @@ PackedLinear layout_of(const OnnxCodes& from) {
     return w;
 }
 
-// Columns [first, first + count) as the rows that put4 takes.
-void gather_columns(const OnnxCodes& from, int first, int count, std::vector<uint8_t>& rows) {
-    const size_t pitch = size_t(from.in + 1) / 2;
-    std::fill(rows.begin(), rows.end(), uint8_t{0});
-    for (int k = 0; k < from.in; ++k)
+// Columns [first, first + count) of ONNX's codes into a panel.
+void put_columns(const OnnxCodes& from, int first, int count, int run, char* panel) {
+    for (int k = 0; k < from.in; ++k) {
+        char* to = panel + size_t(k / run) * kPanel / 2 * run + k % run;
         for (int i = 0; i < count; ++i) {
             const size_t at = size_t(k) * from.out + first + i;
-            const int code = from.codes[at / 2] >> (at % 2 * 4) & 15;
-            rows[i * pitch + k / 2] |= static_cast<uint8_t>((code ^ 8) << (k % 2 * 4));
+            const int code = (from.codes[at / 2] >> (at % 2 * 4) & 15) ^ 8;
+            to[run * (i % 16)] |= static_cast<char>(code << (i < 16 ? 0 : 4));
         }
+    }
 }
 
 }  // namespace
@@ -111,11 +111,9 @@ PackedLinear pack_onnx_codes(const OnnxCodes& from, CodeOrder order, char* room)
     float* scales = reinterpret_cast<float*>(room + w.panels * w.panel_bytes());
     w.scales = scales;
     const int groups = w.groups();
-    std::vector<uint8_t> rows(kPanel * (size_t(from.in + 1) / 2));
     for (int p = 0; p < w.panels; ++p, scales += size_t(groups) * kPanel) {
         const int first = p * kPanel, count = std::min(kPanel, from.out - first);
-        gather_columns(from, first, count, rows);
-        put4(room + p * w.panel_bytes(), 0, count, from.in, rows.data(), order.run);
+        put_columns(from, first, count, order.run, room + p * w.panel_bytes());
         for (int g = 0; g < groups; ++g)
             for (int i = 0; i < count; ++i)
                 scales[g * kPanel + i] = checked(from.scales[size_t(g) * from.out + first + i],

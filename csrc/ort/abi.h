@@ -20,13 +20,15 @@ struct KernelContext;
 struct SessionOptions;
 struct OpDomain;
 
-// The oldest table that has all slots below: ONNX Runtime 1.17.
-constexpr uint32_t kApiVersion = 17;
+// The table that is asked for: of ONNX Runtime 1.20, the oldest that was tried. The last slot below
+// came with version 17.
+constexpr uint32_t kApiVersion = 20;
+constexpr uint32_t kOpVersion = 17;  // of CustomOp
 
-enum ErrorCode { kFailed = 1, kInvalidArgument = 2 };
+enum ErrorCode : int { kFailed = 1, kInvalidArgument = 2 };
 
 // Element types, as many as are used here.
-enum ElementType { kFloat = 1, kBool = 9, kInt4 = 22 };
+enum ElementType : int { kFloat = 1, kBool = 9, kInt4 = 22 };
 
 // Functions that return a Status return null when all is well.
 struct Api {

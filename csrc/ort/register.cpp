@@ -63,7 +63,7 @@ const CustomOp* op() {
     static const CustomOp made = [] {
         using Of = Signature<Kernel>;
         CustomOp op{};
-        op.version = kApiVersion;
+        op.version = kOpVersion;
         op.name = [](const CustomOp*) { return Of::name; };
         op.provider = [](const CustomOp*) -> const char* { return nullptr; };
         op.input_type = [](const CustomOp*, size_t i) { return Of::inputs[i]; };
@@ -109,7 +109,7 @@ extern "C" [[gnu::visibility("default")]] smolvla::ort::Status* RegisterCustomOp
     const Api* api = base->api(kApiVersion);
     if (!api)
         return base->api(1)->create_status(
-            kFailed, "smolvla_edge: expected ONNX Runtime 1.17 or newer, got an older one");
+            kFailed, "smolvla_edge: expected ONNX Runtime 1.20 or newer, got an older one");
     return guarded(*api, [&] {
         cpu_kernels();  // refuses an instruction set that is forced and not there
         check(*api, api->add_custom_op_domain(options, domain_of(*api)));

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from smolvla_edge.errors import (
     SmolVLAEdgeError,
 )
 from smolvla_edge.onnx_folder import ExportFolder, Graph
+from smolvla_edge.ort_ops import library_path
 
 OLDEST = (1, 23)
 ACCURACY_LEVELS = (0, 4)
@@ -103,14 +103,11 @@ def find_library(folder: ExportFolder, device: str, asked: bool | None) -> Path 
             "with them, or leave custom_ops out"
         )
     try:
-        found: Path | None = import_module("smolvla_edge.ort_ops").library_path()
-    except ImportError:
-        found = None
-    if found is None and asked:
-        raise BackendError(
-            "custom_ops=True: this installation has no custom-op library. Install the package with "
-            "'pip install .', which builds it, or leave custom_ops out: the graphs run without it"
-        )
+        found: Path = library_path()
+    except BackendError as missing:
+        if asked is None:  # the graphs run without it
+            return None
+        raise BackendError(f"custom_ops=True: {missing}") from missing
     return found
 
 

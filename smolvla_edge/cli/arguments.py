@@ -113,7 +113,8 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         help="auto, cpu or cuda. auto: the GPU, if this build has the CUDA backend, a GPU answers "
-        "and neither --threads nor --packed-cache is given.",
+        "and neither --threads nor --packed-cache is given. For an export folder also tensorrt, "
+        "and auto is the CPU.",
     ),
 ]
 PackedCache = Annotated[

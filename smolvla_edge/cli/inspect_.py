@@ -21,8 +21,9 @@ def inspect(
     path: Annotated[
         str | None,
         typer.Argument(
-            metavar="CHECKPOINT|BUNDLE",
-            help="A LeRobot checkpoint folder, a Hub id (owner/name), or a bundle.",
+            metavar="CHECKPOINT|BUNDLE|EXPORT",
+            help="A LeRobot checkpoint folder, a Hub id (owner/name), a bundle, or a folder made "
+            "by export.",
             show_default=False,
         ),
     ] = None,
@@ -76,7 +77,7 @@ def inspect(
             "revision": revision,
             "allow_unnormalized": allow_unnormalized,
         }
-        result = _describe(path, options)
+        result = _describe_export(path, options) or _describe(path, options)
         if precision:
             result |= _in_memory(path, device, options)
     elif precision:
@@ -87,6 +88,16 @@ def inspect(
         output.emit_json(result)
     else:
         _print(result)
+
+
+def _describe_export(path: str, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None for what is no export folder."""
+    from smolvla_edge.cli.inspect_export import describe_export
+    from smolvla_edge.onnx_folder import is_export
+
+    if not is_export(path):
+        return None
+    return describe_export(path, options)
 
 
 def _describe(path: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,8 +259,13 @@ def _print(result: Mapping[str, Any]) -> None:
             ],
         )
         output.print_facts("contract", result["contract_lines"])
-        output.print_facts("layers", result["layers"])
-        _print_parts(result)
+        if "export" in result:
+            from smolvla_edge.cli.inspect_export import print_export
+
+            print_export(result)
+        else:
+            output.print_facts("layers", result["layers"])
+            _print_parts(result)
         for preset in result["presets"]:
             output.print_facts(
                 f"preset {preset['name']}", [("plan", preset["words"]), *preset["lines"]]

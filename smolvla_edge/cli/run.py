@@ -38,7 +38,10 @@ def run(
     backend: Annotated[
         str,
         typer.Option(
-            "--backend", metavar="NAME", help="auto, native (C++) or torch (extra torch)."
+            "--backend",
+            metavar="NAME",
+            help="auto, native (C++), torch (extra torch) or onnx (extra onnxruntime; what "
+            "export made of a bundle).",
         ),
     ] = "auto",
     device: args.Device = "auto",
@@ -63,9 +66,9 @@ def run(
 ) -> None:
     """One observation in, one chunk of actions out.
 
-    Loads a LeRobot checkpoint or a bundle, checks that the cameras, the state and the task are what
-    the policy was trained with, and prints the actions in robot units, the time of every stage and
-    what was computed by what. The same seed and input give the same actions.
+    Loads a LeRobot checkpoint, a bundle or an export folder, checks that the cameras, the state and
+    the task are what the policy was trained with, and prints the actions in robot units, the time
+    of every stage and what was computed by what. The same seed and input give the same actions.
 
     \b
     Example:
@@ -179,9 +182,19 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("source", facts["source"]),
         ("bundle", facts["bundle"] or "no bundle: a checkpoint read directly"),
         *([("packed cache", facts["packed_cache"])] if "packed_cache" in facts else []),
+        *([("ONNX Runtime", _runtime(facts))] if "onnxruntime" in facts else []),
         ("seed", str(facts["seed"])),
         ("cameras", ", ".join(facts["cameras"])),
     ]
     if facts["unnormalized"]:
         lines.append(("NOT NORMALISED", ", ".join(facts["unnormalized"])))
     return lines
+
+
+def _runtime(facts: Mapping[str, Any]) -> str:
+    used = dict.fromkeys(name for names in facts["providers"].values() for name in names)
+    library = "with" if "custom_ops" in facts else "without"
+    return (
+        f"{facts['onnxruntime']}, {', '.join(used)}, {library} our operators, accuracy level "
+        f"{facts['accuracy_level']}"
+    )

@@ -15,7 +15,7 @@ from smolvla_edge.cli import output
 from smolvla_edge.cli.letterboxed import native_pixels, reference_pixels
 from smolvla_edge.cli.stages import StageResult, compare
 from smolvla_edge.cli.verify_against import verify_against
-from smolvla_edge.errors import BundleError, MissingExtraError
+from smolvla_edge.errors import BundleError, ExportError, MissingExtraError
 
 if TYPE_CHECKING:
     from smolvla_edge.source import Source
@@ -63,7 +63,10 @@ def verify(
     ] = 5e-2,
     files_only: Annotated[
         bool,
-        typer.Option("--files-only", help="Compare a bundle's files with their SHA-256, no more."),
+        typer.Option(
+            "--files-only",
+            help="Compare the files of a bundle or export folder with their SHA-256, no more.",
+        ),
     ] = False,
     against: Annotated[
         str | None,
@@ -134,10 +137,11 @@ def verify(
         raise typer.BadParameter("--frames and --save go with --against")
     files = _verify_files(path)
     if files is None and files_only:
-        raise typer.BadParameter(f"--files-only needs a bundle, and {path} is none")
+        raise typer.BadParameter(f"--files-only needs a bundle or an export, and {path} is none")
     if files_only or files == "failed":
         _finish({"files": files, "passed": files == "passed", "stages": []}, [], as_json)
         return
+    _refuse_export(path)
     _require_torch()
     frames = args.frames(image)
     values = None if state is None else args.parse_state(state)
@@ -187,19 +191,32 @@ def verify(
 
 
 def _verify_files(path: str) -> str | None:
-    """Whether a bundle's files "passed" or "failed"; None for a checkpoint, without digests."""
+    """Whether the files of a bundle or export folder "passed" or "failed"; None for a checkpoint,
+    without digests."""
     from smolvla_edge.bundle import is_bundle, read_bundle
+    from smolvla_edge.onnx_folder import is_export, read_export
 
-    if not is_bundle(path):
+    if not is_bundle(path) and not is_export(path):
         return None
-    bundle = read_bundle(path)
+    folder = read_bundle(path) if is_bundle(path) else read_export(path)
     try:
         with output.progress(f"checking the files of {path}") as report:
-            bundle.verify_files(report)
-    except BundleError as damage:
+            folder.verify_files(report)
+    except (BundleError, ExportError) as damage:
         output.error(str(damage))
         return "failed"
     return "passed"
+
+
+def _refuse_export(path: str) -> None:
+    from smolvla_edge.onnx_folder import is_export
+
+    if is_export(path):
+        raise ExportError(
+            f"{path} is an ONNX export folder: expected a bundle or a checkpoint. An export is "
+            "compared with its bundle when it is made: smolvla-edge export BUNDLE --verify. "
+            "(--files-only checks its files)"
+        )
 
 
 def _require_torch() -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fuzz_export import make_export
 
 from smolvla_edge.bundle import read_bundle
 from smolvla_edge.bundle_format import DESCRIPTION_FILE, TOKENIZER_FILE, WEIGHTS_FILE, digest_of
@@ -29,6 +31,8 @@ from smolvla_edge.checkpoint import read_checkpoint
 from smolvla_edge.cli.arguments import parse_state
 from smolvla_edge.errors import SmolVLAEdgeError
 from smolvla_edge.image_file import read_image
+from smolvla_edge.onnx_folder import MANIFEST_FILE, read_export
+from smolvla_edge.onnx_wire import scan_model
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import load
 from smolvla_edge.presets import PRESETS_FILE
@@ -130,6 +134,20 @@ class BundleTarget(Target):
         (self.folder / PRESETS_FILE).unlink()
 
 
+class ExportTarget(Target):
+    """Replacing a file also corrects what export.json says of it."""
+
+    def put(self, name: str, content: bytes) -> None:
+        super().put(name, content)
+        if name != MANIFEST_FILE:
+            manifest = json.loads(self.good[MANIFEST_FILE])
+            manifest["files"][name] = {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            _write(self.folder / MANIFEST_FILE, json.dumps(manifest).encode())
+
+
 class CheckpointTarget(Target):
     def put(self, name: str, content: bytes) -> None:
         if name == WEIGHTS_FILE:
@@ -168,6 +186,9 @@ def make_targets(folder: Path) -> dict[str, Target]:
     index = {"weight_map": {name: shard.name for name in header if name != "__metadata__"}}
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
 
+    export = folder / "export"
+    make_export(export, bundle)
+
     inputs = folder / "inputs"
     inputs.mkdir()
     (inputs / "frame.ppm").write_bytes(b"P6\n# a comment\n2 3\n255\n" + bytes(range(18)))
@@ -179,6 +200,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
         "shards": Target(
             _files(sharded, ("model.safetensors.index.json",)), sharded, _use_checkpoint
         ),
+        "export": ExportTarget(_files(export), export, _use_export),
         "inputs": Target(_files(inputs), inputs, _use_inputs),
     }
 
@@ -232,6 +254,18 @@ def _use_checkpoint(folder: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
     if (folder / "stats.json").exists():
         read_checkpoint(folder, stats=str(folder / "stats.json"))
+
+
+def _use_export(folder: Path) -> None:
+    """What is read has nothing in it that is not in the folder."""
+    export = read_export(folder)
+    export.verify_files()
+    for name in export.manifest.graphs:
+        facts = scan_model(export.graph_file(name).read_bytes(), name)
+        for tensor in facts.external:
+            size = (folder / tensor.location).stat().st_size
+            if os.sep in tensor.location or tensor.offset + tensor.length > size:
+                raise AssertionError(f"a graph was read that reaches out: {tensor}")
 
 
 def _use_inputs(folder: Path) -> None:

@@ -35,9 +35,10 @@ round() {
     fi
 }
 
-round bundle 30 "$python" tests/fuzz/fuzz.py bundle
-round checkpoint 30 "$python" tests/fuzz/fuzz.py checkpoint
+round bundle 25 "$python" tests/fuzz/fuzz.py bundle
+round checkpoint 25 "$python" tests/fuzz/fuzz.py checkpoint
 round shards 5 "$python" tests/fuzz/fuzz.py shards
 round inputs 5 "$python" tests/fuzz/fuzz.py inputs
+round export 10 "$python" tests/fuzz/fuzz.py export
 round engine 30 "$engine"
 exit $failed

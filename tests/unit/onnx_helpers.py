@@ -3,7 +3,7 @@
 They have the inputs and outputs of real ones. With m = a camera's mean pixel, s = the state:
 
     image_tokens = m * vision.weights
-    keys         = [one number a row: m's token mean, token id, sum of s] * prefix.weights
+    keys         = [one number a row: m's token mean, token id + 1, sum of s] * prefix.weights
     velocity     = FACTOR * x + RATE * time + PULL * (sum of the valid keys)
 
 The flow's numbers lie in its file of weights, and are named inside its loop.
@@ -26,11 +26,10 @@ from onnx import TensorProto, helper, numpy_helper
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
 from smolvla_edge.plan import Plan
-from smolvla_edge.rtc import Guidance
 from smolvla_edge.source import Source
 
 OPSET, IR = 23, 10
-FACTOR, RATE, PULL = np.float32(0.5), np.float32(-1.5), np.float32(1e-3)
+FACTOR, RATE, PULL = np.float32(0.5), np.float32(-1.5), np.float32(1e-4)
 _KINDS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
 Graphs = dict[str, onnx.ModelProto]
 node = helper.make_node
@@ -43,7 +42,7 @@ def vision_weights(model: ModelConfig) -> np.ndarray:
 
 def prefix_weights(model: ModelConfig) -> np.ndarray:
     width = model.kv_heads * model.head_dim
-    return np.linspace(-1, 1, model.expert_layers * width, dtype=np.float32).reshape(-1, 1, width)
+    return np.linspace(0.1, 1, model.expert_layers * width, dtype=np.float32).reshape(-1, 1, width)
 
 
 def outside(name: str, array: np.ndarray, location: str, offset: int = 0) -> onnx.TensorProto:
@@ -78,7 +77,8 @@ def make_prefix(model: ModelConfig) -> onnx.ModelProto:
     nodes = [
         node("ReduceMean", ["image_tokens", "last"], ["of_images"], keepdims=0),
         node("Reshape", ["of_images", "flat"], ["images"]),
-        node("Cast", ["tokens"], ["words"], to=TensorProto.FLOAT),
+        node("Cast", ["tokens"], ["numbers"], to=TensorProto.FLOAT),
+        node("Add", ["numbers", "one"], ["words"]),
         node("ReduceSum", ["state"], ["of_state"], keepdims=1),
         node("Concat", ["images", "words", "of_state"], ["row"], axis=0),
         node("Reshape", ["row", "column"], ["rows"]),
@@ -92,6 +92,7 @@ def make_prefix(model: ModelConfig) -> onnx.ModelProto:
     held = [
         inside("last", [2], "int64"), inside("flat", [-1], "int64"),
         inside("column", [1, -1, 1], "int64"), inside("upright", [-1, 1], "int64"),
+        inside("one", 1, "float32"),
         inside("each", np.ones((1, count)), "bool"), inside("yes", [True], "bool"),
         outside("w", prefix_weights(model), "prefix.weights"),
     ]  # fmt: skip
@@ -262,43 +263,6 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
             record.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     change(data)
     path.write_text(json.dumps(data))
-
-
-def keys_of(
-    model: ModelConfig,
-    images: np.ndarray,
-    mask: np.ndarray,
-    tokens: np.ndarray,
-    state: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(keys, valid) as the graph has them."""
-    rows = [images.mean(2).reshape(-1), tokens.astype(np.float32), state.sum(keepdims=True)]
-    valid = [np.repeat(mask, images.shape[1]), np.ones(len(tokens) + 1, bool)]
-    return np.concatenate(rows)[None, :, None] * prefix_weights(model), np.concatenate(valid)
-
-
-def integrated(
-    keys: np.ndarray,
-    valid: np.ndarray,
-    noise: np.ndarray,
-    plan: Plan,
-    chunk: int,
-    guidance: Guidance | None = None,
-) -> np.ndarray:
-    """What model/solver.py, the reference, makes of the made-up velocity."""
-    import torch
-
-    from smolvla_edge.model.solver import solve
-
-    read = float((keys * valid[None, :, None]).sum() * PULL)
-
-    def velocity(x: Any, time: Any, step: int) -> Any:
-        return x * float(FACTOR) + float(RATE) * time[:, None, None] + read
-
-    start = torch.from_numpy(noise.copy())[None]
-    actions, _ = solve(velocity, start, plan, chunk, noise.shape[1], guidance)
-    result: np.ndarray = actions[0].numpy()
-    return result
 
 
 def _model(

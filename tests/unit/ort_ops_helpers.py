@@ -42,7 +42,7 @@ def int4(name: str, codes: np.ndarray) -> TensorProto:
 
 
 def constant(name: str, array: np.ndarray) -> TensorProto:
-    return numpy_helper.from_array(np.ascontiguousarray(array), name)
+    return numpy_helper.from_array(array.copy(order="C"), name)
 
 
 def model(
@@ -82,6 +82,7 @@ def session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # refusals are expected: they come as exceptions too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     if library:
         options.register_custom_ops_library(str(library_path()))
@@ -141,6 +142,18 @@ def linear_node(group: int | None, x: str = "x", y: str = "y") -> onnx.NodeProto
     return helper.make_node("LinearW4", [x, "codes", "scales"], [y], domain=DOMAIN, **attributes)
 
 
+def shaped(
+    content: bytes, feeds: dict[str, np.ndarray], shapes: dict[str, Sequence[int]]
+) -> onnx.ModelProto:
+    """The model with the shapes of these inputs and outputs."""
+    made = onnx.load_from_string(content)
+    types = {np.dtype(np.float32): FLOAT, np.dtype(bool): BOOL}
+    del made.graph.input[:], made.graph.output[:]
+    made.graph.input.extend(value(n, types[a.dtype], a.shape) for n, a in feeds.items())
+    made.graph.output.extend(value(name, FLOAT, shape) for name, shape in shapes.items())
+    return made
+
+
 def linear_model(codes: Codes, *, bodies: bool = False) -> bytes:
     node = linear_node(codes.format.group_size)
     return model([node], [value("x", FLOAT, None)], ["y"], weights_of(codes), bodies=bodies)
@@ -163,11 +176,12 @@ def looped_linear(codes: Codes, *, inside: bool, bodies: bool) -> bytes:
         [value("still", BOOL, []), value("after", FLOAT, [None, square])],
         weights_of(codes) if inside else [],
     )
-    loop = helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body)
-    rounds = constant("rounds", np.array(2, np.int64))
+    # onnx.reference runs no round of a Loop that is given no condition.
+    loop = helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body)
+    rounds = [constant("rounds", np.array(2, np.int64)), constant("always", np.array(True))]
     outer = [] if inside else weights_of(codes)
     x = value("x", FLOAT, [None, square])
-    return model([loop], [x], ["y"], [rounds, *outer], bodies=bodies)
+    return model([loop], [x], ["y"], [*rounds, *outer], bodies=bodies)
 
 
 def attention_model(heads: int, kv_heads: int, *, bodies: bool = False) -> bytes:
@@ -182,6 +196,26 @@ def attention_model(heads: int, kv_heads: int, *, bodies: bool = False) -> bytes
     # Ranks are the body's to know: Attention reads them before it runs.
     inputs = [value(name, FLOAT, [None] * 3) for name in ("query", "key", "value")]
     return model([node], [*inputs, value("mask", BOOL, [None] * 2)], ["y"], bodies=bodies)
+
+
+def reference_attention(q, k, v, mask, heads, kv_heads):
+    """In float64, and the error that float32 may make (as tests/unit/test_cpu_ops.py counts it)."""
+    (rows, width), columns = q.shape, len(k)
+    dim, group = width // heads, heads // kv_heads
+    out, allowed = np.empty((rows, width)), np.empty((rows, width))
+    for h in range(heads):
+        at = slice(h * dim, (h + 1) * dim)
+        kv_at = slice(h // group * dim, (h // group + 1) * dim)
+        scores = q[:, at].astype(np.float64) @ k[:, kv_at].T.astype(np.float64) / np.sqrt(dim)
+        scores[~mask] = -np.inf
+        p = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        size = np.where(mask, np.abs(q[:, at]) @ np.abs(k[:, kv_at]).T, 0).max(1) / np.sqrt(dim)
+        moved = (min(dim, 256) + dim // 256 + 4) * EPS * 1.01 * size
+        roundings = (2 * columns / 16 + min(columns, 256) + 32) * EPS
+        out[:, at] = p @ v[:, kv_at]
+        allowed[:, at] = (2 * moved + roundings)[:, None] * (p @ np.abs(v[:, kv_at])) * 1.01
+    return out, allowed
 
 
 def any_mask(random, columns: int, rows: int) -> np.ndarray:

@@ -10,32 +10,18 @@ from needs import needs
 from smolvla_edge import _core
 
 with needs("onnx", "onnxruntime"):
-    from ort_ops_helpers import EPS, any_mask, attention_model, needs_bodies, session
+    from ort_ops_helpers import (
+        any_mask,
+        attention_model,
+        needs_bodies,
+        reference_attention,
+        session,
+    )
 
 
 @pytest.fixture
 def random():
     return np.random.default_rng(11)
-
-
-def reference_attention(q, k, v, mask, heads, kv_heads):
-    """In float64, and the error that float32 may make (as tests/unit/test_cpu_ops.py counts it)."""
-    (rows, width), columns = q.shape, len(k)
-    dim, group = width // heads, heads // kv_heads
-    out, allowed = np.empty((rows, width)), np.empty((rows, width))
-    for h in range(heads):
-        at = slice(h * dim, (h + 1) * dim)
-        kv_at = slice(h // group * dim, (h // group + 1) * dim)
-        scores = q[:, at].astype(np.float64) @ k[:, kv_at].T.astype(np.float64) / np.sqrt(dim)
-        scores[~mask] = -np.inf
-        p = np.exp(scores - scores.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        size = np.where(mask, np.abs(q[:, at]) @ np.abs(k[:, kv_at]).T, 0).max(1) / np.sqrt(dim)
-        moved = (min(dim, 256) + dim // 256 + 4) * EPS * 1.01 * size
-        roundings = (2 * columns / 16 + min(columns, 256) + 32) * EPS
-        out[:, at] = p @ v[:, kv_at]
-        allowed[:, at] = (2 * moved + roundings)[:, None] * (p @ np.abs(v[:, kv_at])) * 1.01
-    return out, allowed
 
 
 def expert_mask(random, prefix: int, rows: int) -> np.ndarray:

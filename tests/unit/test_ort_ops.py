@@ -6,8 +6,11 @@ versions of ONNX Runtime the library works in is what these files say, run with 
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +22,9 @@ from smolvla_edge.errors import BackendError
 from smolvla_edge.ort_ops import library_path
 
 with needs("onnx", "onnxruntime"):
+    import onnx
     from onnx import helper
+    from onnx.reference import ReferenceEvaluator
     from ort_ops_helpers import (
         BOOL,
         FLOAT,
@@ -36,8 +41,10 @@ with needs("onnx", "onnxruntime"):
         needs_bodies,
         operators_of,
         operators_run,
+        reference_attention,
         rounded_linear,
         session,
+        shaped,
         some_codes,
         step_model,
         value,
@@ -56,6 +63,60 @@ def step_feeds(random, rows=50, dims=32, targets=None, weights=None) -> dict[str
         name: random.standard_normal(shape, np.float32)
         for name, shape in zip(STEP_INPUTS, shapes, strict=True)
     }
+
+
+def step(feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    x, v, last, row, target, weights = (feeds[name] for name in STEP_INPUTS)
+    time, dt, now, before, gain = row
+    v = v - gain * ((target - (x - time * v)) * weights[:, None])
+    return x + dt * (now * v + before * last), v
+
+
+def small_cases(random) -> list[tuple[bytes, dict[str, np.ndarray], list[np.ndarray]]]:
+    """A model with bodies of each operator, inputs, and what comes out, but for rounding."""
+    codes = some_codes(random, 144, 40, 64)
+    x = {"x": random.standard_normal((3, 144), np.float32)}
+    square = some_codes(random, 40, 40, 32)
+    y = {"x": random.standard_normal((3, 40), np.float32)}
+    heads = {
+        name: random.standard_normal((1, rows, width), np.float32)
+        for name, rows, width in (("query", 5, 48), ("key", 7, 16), ("value", 7, 16))
+    } | {"mask": any_mask(random, 7, 5)}
+    reads = reference_attention(
+        *(heads[n][0] for n in ("query", "key", "value")), heads["mask"], 6, 2
+    )
+    steps = step_feeds(random)
+    return [
+        (linear_model(codes, bodies=True), x, [x["x"] @ codes.weight().T]),
+        (
+            looped_linear(square, inside=True, bodies=True),
+            y,
+            [y["x"] @ square.weight().T @ square.weight().T],
+        ),
+        (attention_model(6, 2, bodies=True), heads, [reads[0][None]]),
+        (step_model(bodies=True), steps, list(step(steps))),
+    ]
+
+
+class TestTheBodies:
+    """By the standard, whatever a runtime makes of them."""
+
+    def test_they_are_valid_and_their_shapes_can_be_inferred(self, random):
+        for content, feeds, want in small_cases(random):
+            names = [output.name for output in onnx.load_from_string(content).graph.output]
+            shapes = {name: y.shape for name, y in zip(names, want, strict=True)}
+            onnx.checker.check_model(shaped(content, feeds, shapes), full_check=True)
+            if b"Loop" in content:
+                continue  # whose outputs are not compared with what they are said to be
+            shapes[names[0]] = (*want[0].shape[:-1], 41)
+            with pytest.raises(onnx.shape_inference.InferenceError, match="41"):
+                onnx.checker.check_model(shaped(content, feeds, shapes), full_check=True)
+
+    def test_the_reference_implementation_runs_them(self, random):
+        for content, feeds, want in small_cases(random):
+            got = ReferenceEvaluator(onnx.load_from_string(content)).run(None, feeds)
+            for y, wanted in zip(got, want, strict=True):
+                assert np.abs(y - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
 class TestWhoComputes:
@@ -112,13 +173,6 @@ class TestWhoComputes:
         with pytest.raises(Exception, match="Missing required weight"):
             session(content, library=False)
         session(content)  # with the library there is nothing to fuse
-
-
-def step(feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    x, v, last, row, target, weights = (feeds[name] for name in STEP_INPUTS)
-    time, dt, now, before, gain = row
-    v = v - gain * ((target - (x - time * v)) * weights[:, None])
-    return x + dt * (now * v + before * last), v
 
 
 class TestDenoiseStep:
@@ -184,6 +238,21 @@ class TestTheLibrary:
         with ThreadPoolExecutor(4) as threads:
             assert all(threads.map(run, range(80)))
 
+    @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+    def test_a_kernel_runs_on_the_threads_of_its_session(self, random):
+        codes = some_codes(random, 960, 2560, 64)
+        x = {"x": random.standard_normal((113, 960), np.float32)}
+        shares = {}
+        for threads in (1, 2):
+            made = session(linear_model(codes), threads=threads)  # its threads sleep when idle
+            made.run(None, x)
+            everybody, caller = time.process_time(), time.thread_time()
+            for _ in range(30):
+                made.run(None, x)
+            everybody, caller = time.process_time() - everybody, time.thread_time() - caller
+            shares[threads] = 1 - caller / everybody
+        assert shares[1] < 0.02 and shares[2] > 0.1  # of the work, by others than the caller
+
     def test_sessions_come_and_go(self, random):
         """With the last session the runtime unloads the library, and loads it anew."""
         codes = some_codes(random, 64, 64, 32)
@@ -199,6 +268,27 @@ class TestTheLibrary:
         listed = ["nm", "-D", "--defined-only", "--format=posix", str(library_path())]
         lines = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
         assert [line.split()[0] for line in lines.splitlines()] == ["RegisterCustomOps"]
+
+    def test_an_older_runtime_is_refused(self):
+        """One that has the first table of functions, of which the first makes an error."""
+        said = []
+
+        @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+        def create_status(code, message):
+            said.append(message.decode())
+            return 4711
+
+        table = ctypes.c_void_p(ctypes.cast(create_status, ctypes.c_void_p).value)
+
+        @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)
+        def get_api(version):
+            return ctypes.addressof(table) if version == 1 else None
+
+        base = (ctypes.c_void_p * 2)(ctypes.cast(get_api, ctypes.c_void_p).value)
+        register = ctypes.CDLL(str(library_path())).RegisterCustomOps
+        register.restype = ctypes.c_void_p
+        assert register(None, base) == 4711
+        assert "expected ONNX Runtime 1.20 or newer" in said[0]
 
     def test_an_installation_without_it_says_so(self, monkeypatch):
         monkeypatch.setattr(ort_ops, "LIBRARY", "nothing.so")

@@ -6,6 +6,7 @@ Not collected by default (the name has no `test_`): a source tree is no installa
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import smolvla_edge
 from smolvla_edge import _core
 from smolvla_edge.image_file import read_image
+from smolvla_edge.ort_ops import library_path
 from smolvla_edge.synthetic import make_checkpoint
 
 PLACE = Path(sysconfig.get_path("platlib"))
@@ -51,6 +53,13 @@ def test_it_is_the_installed_one() -> None:
         assert Path(module.__file__).is_relative_to(PLACE / "smolvla_edge"), module.__file__
     # Only an installation from a folder, editable or not, has this file.
     assert '"dir_info"' not in (distribution("smolvla-edge").read_text("direct_url.json") or "")
+
+
+def test_the_operators_for_onnx_runtime_are_there() -> None:
+    library = library_path()
+    assert library.parent == PLACE / "smolvla_edge"
+    ctypes.CDLL(str(library)).RegisterCustomOps  # noqa: B018  (raises where there is none)
+    assert (library.parent / "export" / "functions.py").is_file()
 
 
 def test_one_version() -> None:
