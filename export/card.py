@@ -175,7 +175,7 @@ def _limit(stage: Mapping[str, Any]) -> str:
 def _lossy(report: Mapping[str, Any]) -> str:
     lines = []
     if report["lossy"]:
-        lines.append("Products are stored with accuracy_level 4: rows rounded to int8.")
+        lines.append("These graphs round rows to int8 before they meet integer weights.")
     if report["precision"] == "float16":
         lines.append("Weights and activations are rounded to float16.")
     if report["accuracy_level_4"] is not None:
