@@ -17,7 +17,7 @@ What ONNX Runtime makes of them on a CPU (1.23.2 and 1.32.0, held by tests/unit/
 - The fused form rounds x to int8 in groups of the weight unless the session says
   "session.qdq_matmulnbits_accuracy_level" = "0"; then products are float32. The library's kernel
   rounds each row of x once, as the native backend does (smolvla_edge/codes.py).
-- The body of LinearW8 has the bits of its kernel. 20 nodes of it run, of which seven pass over x,
+- The body of LinearW8 has the bits of its kernel. 19 nodes of it run, of which seven pass over x,
   three over y, and one is the product (benchmarks/micro/test_onnx.py measures body, kernel and a
   product of floats):
   - Rows are uint8 about 128 because MatMulInteger multiplies *unsigned* rows with signed codes by
@@ -75,7 +75,8 @@ def linear_w4() -> FunctionProto:
 def linear_w8() -> FunctionProto:
     """x float32 [..., in], codes int8 [in, out] in [-127, 127], scales float32 [out] -> float32
     [..., out]: each row of x rounded to int8 (`round_rows` of smolvla_edge/codes.py), exact sums of
-    integers, times the scale of the column, times that of the row.
+    integers, times the scale of the column, times that of the row. (A dead row has codes 0, so that
+    its scale does not matter.)
     """
     return _function(
         "LinearW8",
@@ -106,8 +107,7 @@ def linear_w8() -> FunctionProto:
             # 0 for a row of numbers, NaN for any other.
             _node("ReduceSum", "scaled columns", "total"),
             _node("Mul", "total nothing", "fault"),
-            _node("Where", "dead nothing largest", "live"),
-            _node("Div", "live most", "row_scale"),
+            _node("Div", "largest most", "row_scale"),
             _node("Add", "row_scale fault", "row_scale_or_nan"),
             _node("Mul", "of_columns row_scale_or_nan", "y"),
         ],
