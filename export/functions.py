@@ -17,6 +17,24 @@ What ONNX Runtime makes of them on a CPU (1.23.2 and 1.32.0, held by tests/unit/
 - The fused form rounds x to int8 in groups of the weight unless the session says
   "session.qdq_matmulnbits_accuracy_level" = "0"; then products are float32. The library's kernel
   rounds each row of x once, as the native backend does (smolvla_edge/codes.py).
+- The body of LinearW8 has the bits of its kernel. 19 nodes of it run, of which seven pass over x,
+  three over y, and one is the product (benchmarks/micro/test_onnx.py measures body, kernel and a
+  product of floats):
+  - Rows are uint8 about 128 because MatMulInteger multiplies *unsigned* rows with signed codes by
+    the CPU's own instructions: int8 rows run 20 times and more slower on x86 (a plain loop, but for
+    AVX-VNNI-INT8). On ARM, by reading, both have a fast path (UDOT and SDOT). Codes stay as they
+    are stored: 1.32 takes nearly 3 times as long for uint8 ones (AVX-512 VNNI).
+  - **On x86 without VNNI the runtime adds two such products in 16 bits, and saturates**: more than
+    half of the outputs wrong, by up to 18 % of the largest (emulated Haswell, both versions). Its
+    option "session.x64quantprecision" mends that where a session sets it, and makes 1.23.2 abort
+    on a product without a zero point of the codes. The body asks instead: see _integer_product.
+  - Highest and lowest of a row cost half of Abs and ReduceMax, which writes a copy of x. ReduceMax
+    loses nearly every NaN: the sum of the scaled row (at most 127 an element, so
+    that it cannot overflow) finds all.
+  - QuantizeLinear would do Round, Add and Cast in one pass. 1.23.2 has none of opset 23, and by
+    row (axis 0) it divides where the kernels multiply: not their bits. DequantizeLinear in place of
+    Cast and Mul is slower, by column.
+  - Casting a NaN to uint8 gives some number, whose row becomes NaN by its scale.
 """
 
 from __future__ import annotations
@@ -57,7 +75,8 @@ def linear_w4() -> FunctionProto:
 def linear_w8() -> FunctionProto:
     """x float32 [..., in], codes int8 [in, out] in [-127, 127], scales float32 [out] -> float32
     [..., out]: each row of x rounded to int8 (`round_rows` of smolvla_edge/codes.py), exact sums of
-    integers, times the scale of the column, times that of the row.
+    integers, times the scale of the column, times that of the row. (A dead row has codes 0, so that
+    its scale does not matter.)
     """
     return _function(
         "LinearW8",
@@ -88,8 +107,7 @@ def linear_w8() -> FunctionProto:
             # 0 for a row of numbers, NaN for any other.
             _node("ReduceSum", "scaled columns", "total"),
             _node("Mul", "total nothing", "fault"),
-            _node("Where", "dead nothing largest", "live"),
-            _node("Div", "live most", "row_scale"),
+            _node("Div", "largest most", "row_scale"),
             _node("Add", "row_scale fault", "row_scale_or_nan"),
             _node("Mul", "of_columns row_scale_or_nan", "y"),
         ],
@@ -100,8 +118,10 @@ def linear_w8() -> FunctionProto:
 def _integer_product() -> list[NodeProto]:
     """rows uint8 about zero_point, codes int8 -> sums int32, exact on every CPU (see above).
 
-    What 64 products of 255 and 127 add up to is asked of the runtime while it loads the model: all
-    of this is constant, and one branch is left.
+    Sums of 64 products of 255 and 127 say whether this CPU's are exact; if not, codes are made
+    unsigned too, whose products are. All of this but the product is constant: ONNX Runtime folds it
+    while it loads the model, and keeps one branch. A file of a model that it optimised holds the
+    answer of that machine.
     """
     signed = [_node("MatMulInteger", "rows codes zero_point", "signed_sums")]
     unsigned = [

@@ -10,6 +10,7 @@ from needs import needs
 
 with needs("onnx", "onnxruntime"):
     import onnx
+    import onnxruntime
     from onnx.reference import ReferenceEvaluator
     from ort_ops_helpers import (
         FLOAT,
@@ -30,7 +31,7 @@ with needs("onnx", "onnxruntime"):
         weights_of,
     )
 
-    INT8 = onnx.TensorProto.INT8
+    INT8, UINT8 = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
 
 LINEARS = [(128, 64), (720, 97), (31, 33), (960, 320), (1, 1), (2050, 32)]
 # Who computes: our library, and the body where the runtime knows its opset.
@@ -138,17 +139,59 @@ class TestLinearW8:
             made.run(None, feeds)
 
 
+def products_are_exact() -> bool:
+    """Whether this CPU adds up bytes without saturating, as the runtime uses it."""
+    high = constant("high", np.full((64, 64), 127, np.int8))
+    product = onnx.helper.make_node("MatMulInteger", ["x", "high"], ["sums"])
+    y = onnx.helper.make_node("Cast", ["sums"], ["y"], to=FLOAT)
+    made = session(model([product, y], [value("x", UINT8, None)], ["y"], [high]), library=False)
+    (got,) = made.run(None, {"x": np.full((64, 64), 255, np.uint8)})
+    return bool((got == 64 * 255 * 127).all())
+
+
+def on_a_cpu_that_saturates(content: bytes) -> bytes:
+    """The model, whose body takes what this CPU adds up to for wrong."""
+    made = onnx.load_from_string(content)
+    (body,) = [function for function in made.functions if function.name == "LinearW8"]
+    (right,) = [node for node in body.node if node.output[0] == "right_sum_wide"]
+    right.attribute[0].i += 1
+    return made.SerializeToString()
+
+
 class TestTheBody:
     @needs_bodies
-    def test_it_is_one_product_of_integers(self, random, tmp_path):
-        """And nothing that rounds a whole tensor by one scale."""
+    @pytest.mark.parametrize("saturates", [False, True])
+    def test_it_is_one_product_of_integers(self, saturates, random, tmp_path):
+        """And nothing that rounds a whole tensor by one scale, nothing that is asked in a call."""
         path = tmp_path / "optimized.onnx"
         codes = some_codes(random, 64, 40, None)
-        session(linear_model(codes, bodies=True), library=False, optimized=path)
+        content = linear_model(codes, bodies=True)
+        content = on_a_cpu_that_saturates(content) if saturates else content
+        made = session(content, library=False, optimized=path)
+        x = random.standard_normal((5, 64), np.float32)
+        assert np.array_equal(made.run(None, {"x": x})[0], rounded_linear(codes, x))
+        types = {array.data_type for array in onnx.load(path).graph.initializer if array.dims[1:]}
+        assert types == {INT8 if products_are_exact() and not saturates else UINT8}
         found = operators_of(path)
         assert found.count("MatMulInteger") == 1
         assert not [op for op in found if "Dynamic" in op or op.startswith("MatMulIntegerTo")]
-        assert len(found) == 20  # constants and the cast of one are gone
+        assert len(found) == 19  # constants and the cast of one are gone
+
+    @needs_bodies
+    @pytest.mark.parametrize("saturates", [False, True])
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_as_it_stands(self, inside, saturates, random):
+        """Without any optimisation, where it asks in every call."""
+        codes = some_codes(random, 96, 96, None)
+        x = random.standard_normal((7, 96), np.float32)
+        content = looped_linear(codes, inside=inside, bodies=True)
+        content = on_a_cpu_that_saturates(content) if saturates else content
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = 1
+        made = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        want = rounded_linear(codes, rounded_linear(codes, x))
+        assert np.array_equal(made.run(None, {"x": x})[0], want)
 
     def test_the_reference_implementation_has_its_bits(self, random):
         codes = some_codes(random, 96, 40, None)
