@@ -227,7 +227,7 @@ def export(
         _print(out, made, found, seconds)
     if found is None:
         output.warn("not verified, as --no-verify asked")
-    elif data == "synthetic":
+    elif data == "synthetic" and target == "onnxruntime":
         output.note("verified on made-up observations: --data DIR --observations 300 says more")
 
 
