@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from onnx_ir.passes.common import InlinePass
 from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
+from smolvla_edge.export import tensorrt
 from smolvla_edge.export.forms import (
     MICROSOFT,
+    PLAIN,
     Form,
     attach,
     count_nodes,
@@ -35,13 +37,14 @@ from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
 from smolvla_edge.export.letterbox import letterbox_graph
+from smolvla_edge.export.plain_stored import PlainWeights
 from smolvla_edge.export.policy_graph import policy_graph
 from smolvla_edge.export.stored import Weights, WeightsFile, embedding_dtype
-from smolvla_edge.export.tracing import IR_VERSION, OPSET
+from smolvla_edge.export.tracing import IR_VERSION
 from smolvla_edge.flow_rows import schedule_rows
 from smolvla_edge.healed import check_healed
 from smolvla_edge.onnx_folder import Graph, Manifest, Port, describe_files, write_manifest
-from smolvla_edge.onnx_manifest import FORMS
+from smolvla_edge.onnx_manifest import FORMS, TARGETS
 from smolvla_edge.paths import shown
 from smolvla_edge.plan import Plan
 from smolvla_edge.plan_fit import check_fit
@@ -61,12 +64,14 @@ class Options:
     """How to export. precision: "as-stored" holds a bundle's codes; "int8" and "int4" say which
     codes are expected there; "float32" and "float16" are of what the codes stand for.  letterbox:
     frames of any size go into `policy`; without, letterboxed pixels.  frame: (height, width), of a
-    policy that does not resize."""
+    policy that does not resize.  target: "onnxruntime", or "tensorrt" (see tensorrt.py; there is no
+    `policy` and no letterbox then)."""
 
     precision: str = "as-stored"
     form: Form = field(default_factory=Form)
     letterbox: bool = True
     frame: tuple[int, int] | None = None
+    target: str = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -75,6 +80,10 @@ class Options:
             )
         if self.form.name not in FORMS:
             raise ExportError(f"form: expected one of {', '.join(FORMS)}, got {self.form.name!r}")
+        if self.target not in TARGETS:
+            raise ExportError(f"target: expected one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target == tensorrt.NAME:
+            tensorrt.check_options(self.precision, self.form.name)
 
 
 def export_onnx(
@@ -98,7 +107,7 @@ def export_onnx(
     """
     options = options or Options()
     plan = plan or Plan.exact(source.model.num_steps)
-    check_plan(plan, source)
+    check_plan(plan, source, options.target)
     dest = Path(dest)
     if dest.exists() and not force:
         raise ExportError(f"{dest} exists already: expected a new name; replace it with --force")
@@ -107,7 +116,7 @@ def export_onnx(
         manifest = replace(
             made,
             files=describe_files(folder),
-            provenance=_provenance(source, command),
+            provenance={**made.provenance, **_provenance(source, command)},
         )
         write_manifest(folder, manifest)
         if verify is not None:
@@ -119,8 +128,10 @@ def export_onnx(
     return manifest
 
 
-def check_plan(plan: Plan, source: Source) -> None:
+def check_plan(plan: Plan, source: Source, target: str = "onnxruntime") -> None:
     """Raises PlanError for what graphs cannot hold, by name."""
+    if target == tensorrt.NAME:
+        plan.require(tensorrt.SETTLED, target)
     plan.require(EXPRESSED, "onnx")
     if plan.skip.reuse:
         raise PlanError(
@@ -175,10 +186,9 @@ def _write(
     source: Source, folder: Path, plan: Plan, options: Options, progress: Progress
 ) -> Manifest:
     """All files but export.json -> what it will say, but for files and provenance."""
-    codes = codes_of(source, options.precision)
-    dtype = torch.float16 if options.precision == "float16" else torch.float32
-    table = embedding_dtype(source.tensors, codes, dtype)
-    model = source.model
+    found = codes_of(source, options.precision)
+    how = _arithmetic(source, found, options)
+    codes, model = how.codes, source.model
     frame = options.frame
     if model.resize is not None:
         frame = model.resize[1], model.resize[0]
@@ -186,19 +196,28 @@ def _write(
         model,
         source.contract,
         plan,
-        Arithmetic(dtype, codes, table),
+        how,
         frame or (model.image_size, model.image_size),
     )
-    schedule = schedule_rows(plan)
-    weights = Weights(model, source.tensors, codes, dtype, options.form.name, setting.grid)
-    # Our library computes in float32.
-    form = replace(options.form, custom=options.form.custom and dtype is torch.float32)
+    stored = model, source.tensors, codes, how.dtype, options.form.name, setting.grid
+    if how.fused:
+        schedule = schedule_rows(plan)
+        weights = Weights(*stored)
+        # Our library computes in float32.
+        custom = options.form.custom and how.dtype is torch.float32
+        form = replace(options.form, custom=custom)
+    else:
+        schedule = schedule_rows(plan, pull_limit=source.contract.rtc.max_guidance_weight)
+        weights = PlainWeights(*stored, schedule=schedule)
+        form = Form(PLAIN, custom=False)
+    version = tensorrt.IR_VERSIONS.get(how.opset, IR_VERSION)
     graphs: dict[str, Graph] = {}
 
     def save(name: str, made: ir.Model) -> None:
-        graphs[name] = save_graph(made, folder / f"{name}.onnx", form.custom)
+        path = folder / f"{name}.onnx"
+        graphs[name] = save_graph(made, path, form.custom, version)
 
-    if model.resize is not None:
+    if model.resize is not None and how.fused:
         save("letterbox", letterbox_graph(model.resize))
     makers: dict[str, Callable[[], ir.Model]] = {
         "vision": lambda: vision_graph(setting),
@@ -210,25 +229,35 @@ def _write(
         made = make()
         progress(f"{name}: writing weights")
         _attach(made, WeightsFile(folder / f"{name}.weights"), weights, codes, form)
+        if not how.fused:
+            made.opset_imports.pop(DOMAIN, None)  # of products that are standard ONNX by now
         save(name, made)
-    progress("policy: joining")
-    save("policy", join_policy(setting, folder, schedule, options.letterbox))
+    if how.fused:
+        progress("policy: joining")
+        save("policy", join_policy(setting, folder, schedule, options.letterbox))
     if source.tokenizer_file is not None:
         shutil.copyfile(source.tokenizer_file, folder / TOKENIZER_FILE)
     return Manifest(
-        precision=_precision(codes, options.precision),
-        form=form.name,
-        target="onnxruntime",
-        opset=OPSET,
-        ir=IR_VERSION,
+        precision=_precision(how),
+        form=options.form.name,
+        target=options.target,
+        opset=how.opset,
+        ir=version,
         custom_ops=form.custom,
         plan=plan,
         model=model,
         contract=source.contract,
         graphs=graphs,
         files={},
-        provenance={},
+        provenance={} if how.fused else {"dequantised": tensorrt.dequantised(found, how)},
     )
+
+
+def _arithmetic(source: Source, codes: Mapping[str, CodeFormat], options: Options) -> Arithmetic:
+    if options.target == tensorrt.NAME:
+        return tensorrt.arithmetic(codes, options.precision)
+    dtype = torch.float16 if options.precision == "float16" else torch.float32
+    return Arithmetic(dtype, codes, embedding_dtype(source.tensors, codes, dtype))
 
 
 def join_policy(setting: Setting, folder: Path, schedule: Any, letterbox: bool) -> ir.Model:
@@ -257,9 +286,11 @@ def _attach(
         attach(graph, dict.fromkeys(names, file), codes, form)
 
 
-def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it. Without
-    `custom` their bodies stand in their places."""
+def save_graph(
+    made: ir.Model, path: Path, custom: bool = True, ir_version: int = IR_VERSION
+) -> Graph:
+    """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
+    place of the calls -> what the manifest says of it."""
     nodes = [node for graph in every_graph(made.graph) for node in graph]
     called = {node.op_type for node in nodes if node.domain == DOMAIN}
     if any(node.domain == MICROSOFT for node in nodes):
@@ -273,7 +304,7 @@ def save_graph(made: ir.Model, path: Path, custom: bool = True) -> Graph:
     elif called:
         InlinePass()(made)
         made.opset_imports.pop(DOMAIN, None)
-    made.ir_version = IR_VERSION
+    made.ir_version = ir_version
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)
     graph = made.graph
@@ -293,10 +324,10 @@ def _port(value: ir.Value) -> Port:
     return Port(value.name or "", dtype.numpy().name, shape)
 
 
-def _precision(codes: Mapping[str, CodeFormat], asked: str) -> str:
-    bits = {form.bits for form in codes.values()}
+def _precision(how: Arithmetic) -> str:
+    bits = {form.bits for form in how.codes.values()}
     if not bits:
-        return "float16" if asked == "float16" else "float32"
+        return "float16" if how.dtype is torch.float16 else "float32"
     return f"int{bits.pop()}" if len(bits) == 1 else "mixed"
 
 
@@ -306,5 +337,5 @@ def _provenance(source: Source, command: str | None) -> dict[str, Any]:
         "exporter": f"smolvla-edge {__version__}",
         "command": None if command is None else shown(command),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("onnx", "onnxscript", "onnx_ir")},
+        **{name: version_of(name) for name in ("onnx", "onnxscript", "onnx_ir")},
     }

@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from smolvla_edge.config import ModelConfig
-from smolvla_edge.export.functions import DOMAIN
 from smolvla_edge.export.layers import (
     Arithmetic,
     Linear,
     RMSNorm,
     Rotation,
     SwiGLU,
+    attend_expert,
+    denoise,
     rotate,
 )
 from smolvla_edge.export.prefix import expert_layers
+from smolvla_edge.export.times import frequencies
 from smolvla_edge.plan import Plan
 
 
@@ -38,10 +40,7 @@ class Front(nn.Module):
         width = config.expert_width
         self.flow.time_in = Linear(how, "flow.time_in", width, width, bias=True)
         self.rotation = Rotation(config.head_dim, config.rope_theta)
-        fraction = torch.linspace(0, 1, config.expert_width // 2, dtype=torch.float64)
-        low, high = config.min_period, config.max_period
-        frequency = 1.0 / (low * (high / low) ** fraction) * 2 * math.pi
-        self.register_buffer("frequency", frequency, persistent=False)
+        self.register_buffer("frequency", frequencies(config), persistent=False)
 
     def forward(
         self, noise: Tensor, keys: Tensor, values: Tensor, valid: Tensor, schedule: Tensor
@@ -72,6 +71,7 @@ class ExpertLayer(nn.Module):
     def __init__(self, how: Arithmetic, name: str, config: ModelConfig, own: bool) -> None:
         super().__init__()
         width, kv = config.expert_width, config.kv_heads * config.head_dim
+        self.how = how
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.own = own
         self.norm1 = RMSNorm(how, width, config.rms_eps)
@@ -89,18 +89,12 @@ class ExpertLayer(nn.Module):
         self, x: Tensor, key: Tensor, value: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor
     ) -> Tensor:
         normed = self.norm1(x)
-        query = rotate(self.attn.q(normed), rotation, self.heads)
+        query = rotate(self.how, self.attn.q(normed), rotation, self.heads)
         if self.own:
-            key = torch.cat((key, rotate(self.attn.k(normed), rotation, self.kv_heads)), 1)
+            own = rotate(self.how, self.attn.k(normed), rotation, self.kv_heads)
+            key = torch.cat((key, own), 1)
             value = torch.cat((value, self.attn.v(normed)), 1)
-        mixed = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::ExpertAttention",
-            (query, key, value, mask),
-            {"heads": self.heads, "kv_heads": self.kv_heads},
-            dtype=query.dtype,
-            shape=query.shape,
-            version=1,
-        )
+        mixed = attend_expert(self.how, query, key, value, self.heads, self.kv_heads, mask)
         x = x + self.attn.o(mixed)
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
@@ -112,7 +106,7 @@ class Step(nn.Module):
 
     def __init__(self, how: Arithmetic, config: ModelConfig, plan: Plan) -> None:
         super().__init__()
-        self.dtype = how.dtype
+        self.how, self.dtype = how, how.dtype
         stride = config.expert_layer_stride
         width = config.expert_width
         self.flow = nn.Module()
@@ -165,11 +159,4 @@ class Step(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         rotations = (cos_self, sin_self, cos_cross, sin_cross)
         v = self.velocity(x, moment, rotations, (mask_self, mask_cross), kept)
-        after, pulled = torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::DenoiseStep",
-            (x, v, last, row, pull_target, pull_weights),
-            dtypes=(torch.float32, torch.float32),
-            shapes=(x.shape, x.shape),
-            version=1,
-        )
-        return after, pulled
+        return denoise(self.how, x, v, last, row, pull_target, pull_weights)

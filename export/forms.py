@@ -26,6 +26,8 @@ from smolvla_edge.export.stored import WeightsFile, block_of, scale_of
 from smolvla_edge.export.tracing import PLACEHOLDER
 
 MICROSOFT = "com.microsoft"
+PLAIN = "plain"
+"""As qdq, where there is no opset 23 for our functions to be written in. Nobody asks for it."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _place_codes(
         nodes.append(ir.node("LinearW8", [x, codes, scales], domain=DOMAIN, name=f"{name}/linear"))
     elif form.name == "matmulnbits":
         nodes.append(_nbits(x, codes, scales, format, form, int(width[0]), int(width[1]), name))
-    elif format.bits == 4:
+    elif format.bits == 4 and form.name != PLAIN:
         nodes.append(
             ir.node(
                 "LinearW4",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smolvla_edge.config import ModelConfig
 from smolvla_edge.contract import Contract
+from smolvla_edge.export.fixed_flow import FixedFront, fixed_flow
 from smolvla_edge.export.flow import Front, Step
 from smolvla_edge.export.layers import Arithmetic
 from smolvla_edge.export.loop import default, loop_over
@@ -22,6 +23,7 @@ from smolvla_edge.plan import Plan
 
 # Lengths of axes in examples: all different, none of them 1, which tracing would take for fixed.
 _CAMERAS, _WORDS, _ROWS, _PREFIX, _STEPS = 2, 3, 5, 7, 4
+_SHARED = ("cos_self", "sin_self", "cos_cross", "sin_cross", "mask_self", "mask_cross")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ def vision_graph(setting: Setting) -> ir.Model:
     rows, columns = setting.grid
     module = Vision(setting.how, setting.model, rows * columns, setting.plan.skip.vision)
     pixels = torch.zeros(_CAMERAS, 3, *setting.frame)
-    return trace(module, {"pixels": pixels}, ["image_tokens"], {"pixels": {0: "cameras"}})
+    axes = {"pixels": {0: "cameras"}}
+    return trace(module, {"pixels": pixels}, ["image_tokens"], axes, setting.how.opset)
 
 
 def prefix_graph(setting: Setting) -> ir.Model:
@@ -67,7 +70,7 @@ def prefix_graph(setting: Setting) -> ir.Model:
         "token_mask": {0: "words"},
     }
     module = Prefix(setting.how, model, setting.plan)
-    made = trace(module, inputs, ["keys", "values", "valid"], axes)
+    made = trace(module, inputs, ["keys", "values", "valid"], axes, setting.how.opset)
     for value in made.graph.outputs:  # not as a sum of what the parts are called
         shape = value.shape or ir.Shape([])
         value.shape = ir.Shape(side if isinstance(side, int) else "prefix" for side in shape)
@@ -75,7 +78,10 @@ def prefix_graph(setting: Setting) -> ir.Model:
 
 
 def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
-    """schedule: float32 [steps, 5], what holds when a caller gives none."""
+    """schedule: float32 [steps, 5], what holds when a caller gives none; of a graph of basic
+    operators, what holds."""
+    if not setting.how.fused:
+        return _fixed_flow_graph(setting, schedule)
     model, how = setting.model, setting.how
     layers = len(expert_layers(model, setting.plan))
     kv = model.kv_heads * model.head_dim
@@ -88,7 +94,6 @@ def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
         "schedule": torch.zeros(_STEPS, len(COLUMNS)),
     }
     kept = [f"{kind}_{i}" for kind in ("key", "value") for i in range(layers)]
-    shared = ["cos_self", "sin_self", "cos_cross", "sin_cross", "mask_self", "mask_cross", *kept]
     axes = {
         "noise": {0: "horizon"},
         "keys": {1: "prefix"},
@@ -96,7 +101,7 @@ def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
         "valid": {0: "prefix"},
         "schedule": {0: "steps"},
     }
-    front = trace(Front(how, model), inputs, ["moments", *shared], axes)
+    front = trace(Front(how, model), inputs, ["moments", *_SHARED, *kept], axes)
     step = trace(Step(how, model, setting.plan), *_step_examples(setting, layers, kept, noise))
     for name, shape in (("pull_target", [None, model.max_action_dim]), ("pull_weights", [None])):
         front.graph.inputs.append(
@@ -106,37 +111,58 @@ def flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
                 shape=ir.Shape(["pulled" if side is None else side for side in shape]),
             )
         )
-    loop_over(front, step)
+    given = next(value for value in front.graph.inputs if value.name == "schedule")
+    loop_over(front, step, given, front.graph.outputs[0])
     default(front.graph, "schedule", schedule)
     default(front.graph, "pull_target", np.zeros((1, model.max_action_dim), np.float32))
     default(front.graph, "pull_weights", np.zeros(1, np.float32))
     return front
 
 
+def _fixed_flow_graph(setting: Setting, schedule: np.ndarray) -> ir.Model:
+    model, how = setting.model, setting.how
+    rows = setting.plan.rows(model.chunk_size)
+    layers = len(expert_layers(model, setting.plan))
+    noise = torch.zeros(rows, model.max_action_dim)
+    kept = [f"{kind}_{i}" for kind in ("key", "value") for i in range(layers)]
+    keys = torch.zeros(layers, _PREFIX, model.kv_heads * model.head_dim)
+    inputs = {"noise": noise, "keys": keys, "values": keys.clone()}
+    inputs["valid"] = torch.ones(_PREFIX, dtype=torch.bool)
+    axes = {"keys": {1: "prefix"}, "values": {1: "prefix"}, "valid": {0: "prefix"}}
+    front = trace(FixedFront(how, model, rows), inputs, [*_SHARED, *kept], axes, how.opset)
+    examples, outputs, free = _step_examples(setting, layers, kept, noise)
+    free = {
+        name: {axis: word for axis, word in of.items() if word != "horizon"}
+        for name, of in free.items()
+    }
+    step = trace(Step(how, model, setting.plan), examples, outputs, free, how.opset)
+    return fixed_flow(front, step, schedule)
+
+
 def _step_examples(
     setting: Setting, layers: int, kept: list[str], noise: Tensor
 ) -> tuple[dict[str, Tensor], list[str], dict[str, dict[int, str]]]:
     """inputs, outputs and axes of a denoise step."""
-    model, dtype = setting.model, setting.how.dtype
+    rows, model, dtype = len(noise), setting.model, setting.how.dtype
     kv, half = model.kv_heads * model.head_dim, model.head_dim // 2
-    every = _PREFIX + _ROWS
+    every = _PREFIX + rows
 
     def rotation() -> Tensor:
-        return torch.zeros(1, _ROWS, half, dtype=dtype)
+        return torch.zeros(1, rows, half, dtype=dtype)
 
     inputs = {
         "x": noise,
         "last": torch.zeros_like(noise),
         "row": torch.zeros(len(COLUMNS)),
         "moment": torch.zeros(model.expert_width, dtype=dtype),
-        "pull_target": torch.zeros(_ROWS, model.max_action_dim),
-        "pull_weights": torch.zeros(_ROWS),
+        "pull_target": torch.zeros(rows, model.max_action_dim),
+        "pull_weights": torch.zeros(rows),
         "cos_self": rotation(),
         "sin_self": rotation(),
         "cos_cross": rotation(),
         "sin_cross": rotation(),
-        "mask_self": torch.ones(_ROWS, every, dtype=torch.bool),
-        "mask_cross": torch.ones(_ROWS, _PREFIX, dtype=torch.bool),
+        "mask_self": torch.ones(rows, every, dtype=torch.bool),
+        "mask_cross": torch.ones(rows, _PREFIX, dtype=torch.bool),
         **{name: torch.zeros(1, _PREFIX, kv, dtype=dtype) for name in kept},
     }
     of_rows = ("x", "last", "pull_target", "pull_weights")

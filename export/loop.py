@@ -5,22 +5,28 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from smolvla_edge.export.tracing import OPSET, PLACEHOLDER
+from smolvla_edge.export.tracing import PLACEHOLDER
 
 CARRIED = ("x", "last")
 PER_STEP = ("row", "moment")
 
 
-def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
-    """Append to `front` a Loop of `step`, once for each row of its input `rows`; its outputs become
-    the loop's x.
+def loop_over(
+    front: ir.Model,
+    step: ir.Model,
+    schedule: ir.Value,
+    moments: ir.Value,
+    count: ir.Value | None = None,
+) -> None:
+    """Append to `front` a Loop of `step`, once for each row of `schedule`; its outputs become the
+    loop's x. count: how many rows these are, where it is settled. TensorRT then gives the body no
+    condition to hand on.
 
-    The step's inputs are, in order, x and last, row and moment (of this step: rows of `rows` and of
-    the first output of `front`), then values of `front` by name: its inputs and its outputs.
+    The step's inputs are, in order, x and last, row and moment (of this step: rows of `schedule`
+    and of `moments`), then values of `front` by name: its inputs and its outputs.
     """
     outer = front.graph
     known = {value.name: value for value in (*outer.inputs, *outer.outputs)}
-    schedule, moments = known[rows], outer.outputs[0]
     noise = outer.inputs[0]
     nodes: list[ir.Node] = []
 
@@ -38,7 +44,11 @@ def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
         elif value.name not in CARRIED:
             ir.convenience.replace_all_uses_with(value, known[value.name])
     after, velocity = body.outputs
-    going_on = ir.node("Identity", [going], name="go_on")
+    if count is None:
+        going_on = ir.node("Identity", [going], name="go_on")
+    else:
+        yes = ir.AttrTensor("value", ir.tensor(np.array(True)))
+        going_on = ir.node("Constant", [], {"value": yes}, name="go_on")
     going_on.outputs[0].name = "going_on"
     going_on.outputs[0].type = ir.TensorType(ir.DataType.BOOL)
     going_on.outputs[0].shape = ir.Shape([])
@@ -59,17 +69,20 @@ def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
         name="denoise_step",
     )
 
-    steps = ir.node("Shape", [schedule], {"start": 0, "end": 1}, name="count_steps")
-    steps.outputs[0].name = "steps"
     still = ir.node("Sub", [noise, noise], name="no_velocity_yet")
     still.outputs[0].name = "no_velocity"
-    # Without a condition onnx.reference runs no step at all.
-    always = ir.node("Constant", [], {"value": ir.tensor(np.array(True))}, name="always")
-    always.outputs[0].name = "always"
+    before, condition = [still], None
+    if count is None:
+        steps = ir.node("Shape", [schedule], {"start": 0, "end": 1}, name="count_steps")
+        steps.outputs[0].name = "steps"
+        # Without a condition onnx.reference runs no step at all.
+        always = ir.node("Constant", [], {"value": ir.tensor(np.array(True))}, name="always")
+        always.outputs[0].name = "always"
+        before, count, condition = [steps, still, always], steps.outputs[0], always.outputs[0]
     loop = ir.Node(
         "",
         "Loop",
-        [steps.outputs[0], always.outputs[0], noise, still.outputs[0]],
+        [count, condition, noise, still.outputs[0]],
         [ir.Attr("body", ir.AttributeType.GRAPH, loop_body)],
         num_outputs=2,
         name="denoise",
@@ -78,10 +91,9 @@ def loop_over(front: ir.Model, step: ir.Model, rows: str = "schedule") -> None:
     actions.name, unused.name = "actions", "last_velocity"
     actions.type, actions.shape = noise.type, noise.shape
     outer.outputs.clear()
-    outer.extend([steps, still, always, loop])
+    outer.extend([*before, loop])
     outer.outputs.append(actions)
     front.opset_imports.update(step.opset_imports)
-    front.opset_imports[""] = OPSET
 
 
 def _name_apart(nodes: list[ir.Node], initializers: list[ir.Value]) -> None:

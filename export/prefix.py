@@ -20,6 +20,7 @@ from smolvla_edge.export.layers import (
     SwiGLU,
     attend,
     empty,
+    number,
     rotate,
 )
 from smolvla_edge.plan import Plan
@@ -40,6 +41,7 @@ class TextLayer(nn.Module):
     def __init__(self, how: Arithmetic, name: str, config: ModelConfig, keys_only: bool) -> None:
         super().__init__()
         width, kv = config.text_width, config.kv_heads * config.head_dim
+        self.how = how
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.keys_only = keys_only
         self.norm1 = RMSNorm(how, width, config.rms_eps)
@@ -59,12 +61,13 @@ class TextLayer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [1, n, width] -> x (as it came where keys are all), keys and values [1, n, kv]."""
         normed = self.norm1(x)
-        key = rotate(self.attn.k(normed), rotation, self.kv_heads)
+        key = rotate(self.how, self.attn.k(normed), rotation, self.kv_heads)
         value = self.attn.v(normed)
         if self.keys_only:
             return x, key, value
-        query = rotate(self.attn.q(normed), rotation, self.heads)
-        x = x + self.attn.o(attend(query, key, value, self.heads, self.kv_heads, mask))
+        query = rotate(self.how, self.attn.q(normed), rotation, self.heads)
+        mixed = attend(self.how, query, key, value, self.heads, self.kv_heads, mask)
+        x = x + self.attn.o(mixed)
         return x + self.mlp(self.norm2(x)), key, value
 
 
@@ -105,6 +108,7 @@ class Prefix(nn.Module):
     def __init__(self, how: Arithmetic, config: ModelConfig, plan: Plan) -> None:
         super().__init__()
         self.config = config
+        self.how = how
         self.dtype = how.dtype
         self.running = expert_layers(config, plan)
         stride = config.expert_layer_stride
@@ -140,7 +144,7 @@ class Prefix(nn.Module):
         own = self.state_in(state[None, None].to(self.dtype))
         x = torch.cat((images, words, own), 1)
         valid = torch.cat((images_valid, token_mask, torch.ones(1, dtype=torch.bool)))
-        rotation = self.rotation(valid.long().cumsum(0) - 1, self.dtype)
+        rotation = self.rotation(number(self.how, valid), self.dtype)
         is_state = torch.arange(x.shape[1]) == x.shape[1] - 1
         # Only valid tokens are read, and the state by itself alone. Masked tokens read too, unlike
         # LeRobot's: nobody reads what they become, and no row is without anything to read.

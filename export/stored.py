@@ -31,6 +31,9 @@ INT8_BLOCK = 128
 """Inputs under one scale where a format has one for all of them: runtimes know such weights with
 powers of two alone, so the scale is repeated."""
 
+MOMENTS = "flow.moments"
+"""What the time MLP's first matrix makes of every step's time, in a graph of a settled plan."""
+
 NARROW_ELEMS = 1 << 16
 """Smaller tensors are widened: they are not worth a Cast."""
 
@@ -197,9 +200,7 @@ class Weights:
         # [in, out], the first of a pair in the low half: what ONNX calls INT4.
         turned = codes.codes.T
         if codes.format.bits == 4:
-            nibbles = (turned.reshape(-1).astype(np.uint8)) & 15
-            data = (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8)
-            file.add(name, ir.DataType.INT4, (columns, rows), data)
+            file.add(name, ir.DataType.INT4, (columns, rows), pack_int4(turned))
         else:
             file.add(name, ir.DataType.INT8, (columns, rows), turned)
         file.add(scale_of(name), stored, (blocks, rows), narrow.T)
@@ -232,6 +233,13 @@ class Weights:
 
     def _time_half(self) -> NDArray[np.float32]:
         return self.array("time_in.weight")[:, self._config.expert_width :].T
+
+
+def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """An even number of codes in [-8, 7] -> two a byte, the first in the low half: ONNX's INT4."""
+    nibbles = codes.reshape(-1).astype(np.uint8) & 15
+    packed: NDArray[np.uint8] = (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8)
+    return packed
 
 
 def scale_of(name: str) -> str:

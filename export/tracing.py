@@ -1,4 +1,4 @@
-"""torch.onnx.export of one module, to a graph of opset 23 with named axes."""
+"""torch.onnx.export of one module, to a graph with named axes."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def trace(
     inputs: Mapping[str, Tensor],
     outputs: Sequence[str],
     axes: Mapping[str, Mapping[int, str]],
+    opset: int = OPSET,
 ) -> ir.Model:
     """The module's forward over examples of its inputs, in order; axes: {input: {axis: name}} of
     those whose length may change (their examples are longer than 1). Weights stay placeholders."""
@@ -43,7 +44,7 @@ def trace(
             module.eval(),
             tuple(inputs.values()),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             verbose=False,
             input_names=fixed,
             output_names=list(outputs),

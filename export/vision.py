@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 
 from smolvla_edge.config import ModelConfig
-from smolvla_edge.export.layers import Arithmetic, LayerNorm, Linear, attend, empty
+from smolvla_edge.export.layers import Arithmetic, LayerNorm, Linear, attend, empty, gelu
 from smolvla_edge.model.vision import pixel_shuffle
 
 
@@ -16,24 +16,25 @@ class Attention(nn.Module):
 
     def __init__(self, how: Arithmetic, name: str, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.how, self.heads = how, heads
         for part in "qkvo":
             self.add_module(part, Linear(how, f"{name}.{part}", width, width, bias=True))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q(x), self.k(x), self.v(x)
-        mixed: Tensor = self.o(attend(q, k, v, self.heads, self.heads))
+        mixed: Tensor = self.o(attend(self.how, q, k, v, self.heads, self.heads))
         return mixed
 
 
 class MLP(nn.Module):
     def __init__(self, how: Arithmetic, name: str, width: int, inner: int) -> None:
         super().__init__()
+        self.how = how
         self.up = Linear(how, f"{name}.up", width, inner, bias=True)
         self.down = Linear(how, f"{name}.down", inner, width, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+        down: Tensor = self.down(gelu(self.how, self.up(x)))
         return down
 
 

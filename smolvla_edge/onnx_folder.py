@@ -21,7 +21,7 @@ from pathlib import Path
 
 from smolvla_edge.bundle import Progress, file_chunks, regular_file
 from smolvla_edge.bundle_format import TOKENIZER_FILE
-from smolvla_edge.errors import BundleError, ExportError, PlanError
+from smolvla_edge.errors import BackendError, BundleError, ExportError, PlanError
 from smolvla_edge.onnx_manifest import (
     GRAPHS,
     MANIFEST_FILE,
@@ -77,8 +77,19 @@ class ExportFolder:
     def graph_file(self, name: str) -> Path:
         return self.path / self.manifest.graphs[name].file
 
+    def check_target(self) -> None:
+        """Raises BackendError for graphs that were made for another runtime than ours."""
+        if self.manifest.target != "onnxruntime":
+            raise BackendError(
+                f"{self.path} was exported for {self.manifest.target}: expected target "
+                "onnxruntime. Build engines of it with trtexec (docs/jetson.md), or export the "
+                "bundle again with --target onnxruntime, which device 'tensorrt' runs too"
+            )
+
     def check_plan(self, plan: Plan) -> None:
-        """Raises PlanError for a plan that leaves out other layers than the graphs do."""
+        """Raises PlanError for a plan that leaves out other layers than the graphs do, BackendError
+        as `check_target` does."""
+        self.check_target()
         exported, steps = self.manifest.plan, self.manifest.model.num_steps
         if plan.skip.reuse:
             raise PlanError(

@@ -85,6 +85,9 @@ _INTERFACE: dict[str, tuple[_Ports | None, _Ports]] = {
         {"actions": ("float32", (_ANY, _ANY)), "normalized": ("float32", (_ANY, _ANY))},
     ),
 }
+# TensorRT's graphs: frames come letterboxed, and the plan is settled in the flow.
+_TENSORRT_GRAPHS = ("vision", "prefix", "flow")
+_SETTLED = "schedule"
 
 
 @dataclass(frozen=True)
@@ -209,17 +212,18 @@ class _Reader:
         self._object(data, "export.json", _KEYS)
         model, contract, plan = self._policy(data)
         files = self._files(data["files"])
+        target = self._choice(data, "target", TARGETS)
         return Manifest(
             precision=self._choice(data, "precision", PRECISIONS),
             form=self._choice(data, "form", FORMS),
-            target=self._choice(data, "target", TARGETS),
+            target=target,
             opset=self._integer(data["opset"], "opset", 1, 1000),
             ir=self._integer(data["ir"], "ir", 1, 1000),
             custom_ops=self._boolean(data["custom_ops"], "custom_ops"),
             plan=plan,
             model=model,
             contract=contract,
-            graphs=self._graphs(data["graphs"], files, _sizes(model)),
+            graphs=self._graphs(data["graphs"], files, _sizes(model), target),
             files=files,
             provenance=self._provenance(data["provenance"]),
         )
@@ -235,19 +239,31 @@ class _Reader:
         return model, contract, plan
 
     def _graphs(
-        self, raw: object, files: Mapping[str, FileRecord], sizes: Mapping[str, int]
+        self,
+        raw: object,
+        files: Mapping[str, FileRecord],
+        sizes: Mapping[str, int],
+        target: str,
     ) -> dict[str, Graph]:
         fields = self._object(raw, "graphs")
-        expected = set(GRAPHS)
+        known = GRAPHS if target == "onnxruntime" else _TENSORRT_GRAPHS
+        expected = set(known)
         if not expected - set(OPTIONAL_GRAPHS) <= fields.keys() <= expected:
-            self.refuse(f"graphs: expected {', '.join(GRAPHS)}, got {sorted(fields)!r:.200}")
-        graphs = {name: self._graph(name, item, files, sizes) for name, item in fields.items()}
+            self.refuse(f"graphs: expected {', '.join(known)}, got {sorted(fields)!r:.200}")
+        graphs = {
+            name: self._graph(name, item, files, sizes, target) for name, item in fields.items()
+        }
         if len({graph.file for graph in graphs.values()}) != len(graphs):
             self.refuse("graphs: two of them are in one file")
         return graphs
 
     def _graph(
-        self, name: str, raw: object, files: Mapping[str, FileRecord], sizes: Mapping[str, int]
+        self,
+        name: str,
+        raw: object,
+        files: Mapping[str, FileRecord],
+        sizes: Mapping[str, int],
+        target: str,
     ) -> Graph:
         where = f"graphs: {name}"
         item = self._object(raw, where, frozenset({"file", "nodes", "inputs", "outputs"}))
@@ -260,6 +276,8 @@ class _Reader:
             self._ports(item["outputs"], f"{where}: outputs"),
         )
         inputs, outputs = _INTERFACE[name]
+        if inputs is not None and target == "tensorrt":
+            inputs = {port: what for port, what in inputs.items() if port != _SETTLED}
         if inputs is not None:
             self._fit(graph.inputs, inputs, sizes, f"{where}: inputs")
         self._fit(graph.outputs, outputs, sizes, f"{where}: outputs")

@@ -58,6 +58,7 @@ class OnnxBackend:
         threads: int | None = None,
         options: OnnxOptions | None = None,
     ) -> None:
+        folder.check_target()
         if threads is not None and (type(threads) is not int or threads < 1):
             raise BackendError(f"threads must be None or an integer >= 1, got {threads!r}")
         self.folder = folder

@@ -99,6 +99,15 @@ def export(
             help="inside: `policy` takes frames of any size. outside: letterboxed pixels."
         ),
     ] = Letterbox.inside,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            metavar="NAME",
+            help="onnxruntime, or tensorrt: graphs in float16 of a settled plan, without `policy`, "
+            "for TensorRT 10 to build engines of (docs/jetson.md).",
+        ),
+    ] = "onnxruntime",
     frame: Annotated[
         str | None,
         typer.Option(
@@ -178,37 +187,32 @@ def export(
     from smolvla_edge.export.extras import require_extra
 
     require_extra()
-    from smolvla_edge.export.exporter import Form, Options, export_onnx
-    from smolvla_edge.export.verify import Settings, verify_folder
-    from smolvla_edge.presets import resolve_plan
-    from smolvla_edge.source import open_source
+    from smolvla_edge.export.command import run_export
+    from smolvla_edge.export.exporter import Form, Options
 
     chosen = Form(form, custom_ops, accuracy_level)
-    options = Options(precision, chosen, letterbox is Letterbox.inside, size)
-    with output.busy(f"reading {source}"):
-        opened = open_source(
-            source,
-            rename=args.pairs(rename, "--rename") or None,
-            tokenizer=tokenizer,
-            stats=stats,
-            allow_unnormalized=allow_unnormalized,
-            revision=revision,
-        )
-    resolved = resolve_plan(plan, opened.model.num_steps, opened.presets)
-    settings = Settings(data, observations, seed, threads)
+    options = Options(precision, chosen, letterbox is Letterbox.inside, size, target)
+    opening = {
+        "rename": args.pairs(rename, "--rename") or None,
+        "tokenizer": tokenizer,
+        "stats": stats,
+        "allow_unnormalized": allow_unnormalized,
+        "revision": revision,
+    }
     with output.stages() as report:
-
-        def check(folder: Path) -> dict[str, str]:
-            return verify_folder(folder, opened, settings, report)
-
         try:
-            made = export_onnx(
-                opened,
+            out, made = run_export(
+                source,
                 out,
-                resolved,
                 options,
-                verify=check if verify else None,
-                progress=lambda doing: report(doing, 0, 1),
+                plan=plan,
+                verify=verify,
+                data=data,
+                observations=observations,
+                seed=seed,
+                threads=threads,
+                opening=opening,
+                progress=report,
                 command="smolvla-edge " + shlex.join(sys.argv[1:]),
                 force=force,
             )
@@ -223,7 +227,7 @@ def export(
         _print(out, made, found, seconds)
     if found is None:
         output.warn("not verified, as --no-verify asked")
-    elif data == "synthetic":
+    elif data == "synthetic" and target == "onnxruntime":
         output.note("verified on made-up observations: --data DIR --observations 300 says more")
 
 
@@ -276,14 +280,14 @@ def _print(out: Path, made: Manifest, found: dict[str, Any] | None, seconds: flo
             ("size", output.megabytes(size)),
             ("nodes", ", ".join(f"{name} {g.nodes}" for name, g in made.graphs.items())),
             ("time", f"{seconds} s"),
-            ("next", f"smolvla_edge.load({str(out)!r}), or the lines in {out / 'CARD.md'}"
-                     if found is not None else f"smolvla_edge.load({str(out)!r})"),
+            ("next", _next(out, made, found is not None)),
         ],
     )  # fmt: skip
     if found is None:
         return
+    reference = "the native backend" if made.target == "onnxruntime" else found["reference"]
     output.print_table(
-        f"standard ONNX against the native backend, {found['observations']['count']} observations",
+        f"standard ONNX against {reference}, {found['observations']['count']} observations",
         [("stage", "left"), ("error", "right"), ("allowed", "right"), ("SQNR dB", "right")],
         (
             (
@@ -295,6 +299,9 @@ def _print(out: Path, made: Manifest, found: dict[str, Any] | None, seconds: flo
             for row in found["stages"]
         ),
     )
+    if made.target != "onnxruntime":
+        output.say("PASSED, as far as a machine without TensorRT can say", style="bold")
+        return
     ways = {
         "standard ONNX": found,
         "our operators": found["custom_operators"],
@@ -311,6 +318,13 @@ def _print(out: Path, made: Manifest, found: dict[str, Any] | None, seconds: flo
         ),
     )
     output.say("PASSED", style="bold")
+
+
+def _next(out: Path, made: Manifest, verified: bool) -> str:
+    if made.target != "onnxruntime":
+        return f"trtexec on the device: {out / 'CARD.md' if verified else 'docs/jetson.md'}"
+    python = f"smolvla_edge.load({str(out)!r})"
+    return f"{python}, or the lines in {out / 'CARD.md'}" if verified else python
 
 
 def _allowed(row: dict[str, Any]) -> str:

@@ -76,6 +76,15 @@ def test_types_and_licences_are_there() -> None:
         assert any(phrase in text for text in texts), phrase
 
 
+def test_optimum_finds_its_command_where_it_looks() -> None:
+    """In a folder of a namespace: a file named __init__ there would hide everybody else's."""
+    ours = [str(path) for path in distribution("smolvla-edge").files or ()]
+    assert [path for path in ours if path.startswith("optimum/")] == [
+        "optimum/commands/register/smolvla_edge.py"
+    ]
+    assert (PLACE / "optimum/commands/register/smolvla_edge.py").is_file()
+
+
 def test_nothing_optional_is_needed(tmp_path: Path) -> None:
     """Torch is not installed here, so what follows cannot have used it."""
     for name in ("torch", "transformers", "lerobot", "onnxruntime"):
