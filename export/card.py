@@ -24,7 +24,7 @@ def card(folder: ExportFolder, source: Source, report: Mapping[str, Any]) -> str
         "## Graphs",
         _graphs(folder),
         "## Weights",
-        _weights(report["audit"]["weights"]),
+        _weights(report["audit"]["weights"]) + _widened(report),
         f"## Errors, on {_seen(report)}",
         _errors(report),
         "## Lossy",
@@ -135,6 +135,17 @@ def _weights(weights: Mapping[str, Any]) -> str:
             "bit for bit; none of them is there as floats too."
         )
     return _table(("type", "MB", "percent"), rows) + said
+
+
+def _widened(report: Mapping[str, Any]) -> str:
+    graphs = report["audit"]["operators"].values()
+    count = sum(graph["widened_in_every_call"] for graph in graphs)
+    if not count:
+        return ""
+    return (
+        f" ONNX Runtime {report['versions']['onnxruntime']} widens {count} of them in every call, "
+        "which is right and slow; newer releases multiply by them as they are."
+    )
 
 
 def _errors(report: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from smolvla_edge.source import open_source
 with needs("torch", "onnx", "onnxscript", "onnxruntime"):
     import onnx
 
+    from smolvla_edge.export import audit_run as audit_run_module
     from smolvla_edge.export.audit import audit_graphs, audit_weights, each_graph
     from smolvla_edge.export.audit_run import audit_run, coded_products
 
@@ -167,7 +168,9 @@ class TestGraphs:
 
 
 class TestRun:
-    def test_products_that_are_not_fused(self, exports: Any, tmp_path: Path) -> None:
+    def test_products_that_are_not_fused(
+        self, exports: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Codes behind an Identity: right numbers, and widened in every call."""
 
         def hide(model: onnx.ModelProto) -> None:
@@ -185,6 +188,7 @@ class TestRun:
 
         folder = edited(exports, tmp_path / "x", "prefix", hide)
         model = onnx.load(folder / "prefix.onnx", load_external_data=False)
-        assert coded_products(model) == 23, "all of them are still there"
+        assert coded_products(model) == {8: 23}, "all of them are still there"
+        monkeypatch.setattr(audit_run_module, "FUSES_EIGHT_BITS", (1, 0))
         with pytest.raises(VerificationError, match="prefix: expected 23 products"):
             audit_run(read_export(folder), custom=False)

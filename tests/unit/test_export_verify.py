@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ class TestReport:
             assert row["relative"] <= row["bound"]
 
     def test_float16_is_held_to_a_ratio(self, reports: Any) -> None:
+        if version("onnxruntime").startswith("1.23."):  # its Attention of float16 gives NaN
+            with pytest.raises(VerificationError, match="finite"):
+                reports("float16")
+            return
         report, card = reports("float16")
         rows = {row["stage"]: row for row in report["stages"]}
         for stage in (bounds.IMAGE_TOKENS, bounds.KEYS_VALUES, bounds.NORMALIZED):
