@@ -199,7 +199,8 @@ class _Measurement:
     def _level_four(self, exact: Found) -> dict[str, Any] | None:
         """What ONNX Runtime does by default with codes in standard ONNX: lossy, finite, and no more
         promised. Explicit MatMulNBits say their level themselves."""
-        if not self._codes or self._folder.manifest.form == "matmulnbits":
+        bits = {form.bits for form in self._codes.values()} - ({8} if self._rounds else set())
+        if not bits or self._folder.manifest.form == "matmulnbits":
             return None
         fast = self._graphs("accuracy_level 4", OnnxOptions(4, custom_ops=False))
         rows = [row.check("accuracy_level 4") for row in apart(fast, exact)]

@@ -22,6 +22,7 @@ from smolvla_edge.onnx_folder import read_export
 from smolvla_edge.ort_ops import library_path
 from smolvla_edge.plan import Plan
 from smolvla_edge.source import open_source
+from smolvla_edge.tokenizer import TaskTokenizer
 
 with needs("torch", "onnx", "onnxscript", "onnxruntime"):
     from smolvla_edge.export import bounds, exporter, verify
@@ -341,3 +342,23 @@ def test_observations_mask_a_camera_that_may_be_missing(exports: Any) -> None:
         np.testing.assert_array_equal(one.frames[0], other.frames[0])
         np.testing.assert_array_equal(one.noise, other.noise)
     assert not np.array_equal(seen[0].noise, seen[1].noise)
+
+
+def test_recorded_observations(exports: Any, tmp_path: Path) -> None:
+    """Frames, states and the words of their tasks are those of the folder."""
+    source = open_source(exports.source("float32"))
+    frame = np.random.default_rng(3).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    (tmp_path / "a.ppm").write_bytes(b"P6 64 48 255\n" + frame.tobytes())
+    images = dict.fromkeys(CAMERAS, "a.ppm")
+    recorded = [
+        {"images": images, "state": [float(i)] * 6, "task": task}
+        for i, task in enumerate(("pick up", "put it down there"))
+    ]
+    (tmp_path / "observations.json").write_text(json.dumps({"observations": recorded}))
+    observed = Observed(source, str(tmp_path), 2, 0, (64, 64), 8)
+    tokenizer = TaskTokenizer(source.tokenizer_file, source.contract.tokenizer)
+    for i, seen in enumerate(observed):
+        np.testing.assert_array_equal(seen.frames[0], frame)
+        np.testing.assert_array_equal(seen.state, np.full(6, i, np.float32))
+        np.testing.assert_array_equal(seen.tokens, tokenizer.encode(recorded[i]["task"]).ids)
+    assert observed.facts()["count"] == 2
