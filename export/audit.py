@@ -1,7 +1,8 @@
 """Is an export what it says it is? Its files read again, and compared with the source.
 
 Weights   Every tensor with data of its own: dtype, shape, bytes. A weight that the source holds as
-          codes is there as these very codes, under these very scales; no float twin of it is.
+          codes is there as these very codes, under these very scales; no float twin of it is. One
+          that it holds as floats is there to the bit, or rounded once to the type it says.
 Graphs    onnx.checker with full_check, shape inference in strict mode with data propagation.
 Operators What ONNX Runtime really runs after its own optimisation (audit_run.py).
 """
@@ -10,18 +11,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import ml_dtypes
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
-from smolvla_edge.codes import CodeFormat, Codes, is_table, read_codes, unpack4
+from smolvla_edge.codes import INPUT_SCALE, CodeFormat, Codes, is_table, read_codes, unpack4
 from smolvla_edge.errors import VerificationError
-from smolvla_edge.export.stored import block_of, scale_of
+from smolvla_edge.export.stored import Weights, block_of, scale_of
 from smolvla_edge.names import expected_tensors
 from smolvla_edge.onnx_folder import ExportFolder
 from smolvla_edge.source import Source
@@ -29,13 +32,13 @@ from smolvla_edge.source import Source
 Kind = onnx.TensorProto
 CODES = {Kind.INT4: 4, Kind.INT8: 8, Kind.UINT8: 8}  # UINT8: of MatMulNBits, whatever the bits
 FLOATS = (Kind.FLOAT, Kind.FLOAT16, Kind.BFLOAT16, Kind.DOUBLE)
+STORED: dict[int, Any] = {
+    Kind.FLOAT: np.float32, Kind.FLOAT16: np.float16, Kind.BFLOAT16: ml_dtypes.bfloat16
+}  # fmt: skip
 BITS = {Kind.FLOAT: 32, Kind.FLOAT16: 16, Kind.BFLOAT16: 16, Kind.DOUBLE: 64, Kind.INT4: 4,
         Kind.UINT4: 4, Kind.INT8: 8, Kind.UINT8: 8, Kind.BOOL: 8, Kind.INT32: 32,
         Kind.INT64: 64}  # fmt: skip
 SMALL_ELEMS = 1 << 12  # a tensor without a weight's name and smaller than this is a constant
-# Made while exporting, of what the source has under other names (stored.py).
-MADE = frozenset({"vision.position.weight", "flow.action_in.weight", "flow.time_in.weight",
-                  "flow.time_in.bias"})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,13 @@ def audit_weights(
 ) -> dict[str, Any]:
     """Facts for the report. codes: what the export should hold as such. Raises VerificationError
     where a tensor is not what the source has, or one is there that should not be."""
+    reader = _reader(folder, source)
     found: dict[str, Tensor] = {}
     for graph in folder.manifest.graphs:
         model = onnx.load(folder.graph_file(graph), load_external_data=False)
         for tensor in tensors_of(graph, model):
             _check_size(tensor)
-            _check_kind(tensor, source, codes)
+            _check_kind(tensor, {*source.tensors, *reader.made}, codes)
             if tensor.file is None:
                 continue
             first = found.setdefault(tensor.name, tensor)
@@ -78,12 +82,24 @@ def audit_weights(
             continue
         _check_codes(folder.path, found, name, read_codes(source.tensors, name, shapes[name]))
         compared += 1
+    floats = 0
+    for name, tensor in found.items():
+        if name in reader.made:
+            _check_floats(folder.path, tensor, reader.made[name]())
+        elif _original(name) in source.tensors and name not in codes:
+            values = reader.array(_original(name))
+            turned = values.ndim == 2 and not is_table(name)
+            _check_floats(folder.path, tensor, values.T if turned else values)
+        else:
+            continue
+        floats += 1
     sizes: Counter[str] = Counter()
     for tensor in found.values():
         sizes[tensor.kind] += tensor.nbytes
     return {
         "bytes_by_dtype": dict(sorted(sizes.items())),
         "codes_compared": compared,
+        "floats_compared": floats,
         "tensors": {
             tensor.name: {
                 "file": tensor.file,
@@ -94,6 +110,14 @@ def audit_weights(
             for tensor in sorted(found.values(), key=lambda item: item.name)
         },
     }
+
+
+def _reader(folder: ExportFolder, source: Source) -> Weights:
+    """The source's weights as floats, and what is computed of them."""
+    model = source.model
+    sides = folder.manifest.graphs["vision"].input("pixels").shape[2:]
+    rows, columns = (int(side) // model.patch_size for side in sides)
+    return Weights(model, source.tensors, {}, torch.float32, "qdq", (rows, columns))
 
 
 def audit_graphs(folder: ExportFolder) -> dict[str, Any]:
@@ -159,7 +183,7 @@ def _check_size(tensor: Tensor) -> None:
                 f"{tensor.nbytes}")  # fmt: skip
 
 
-def _check_kind(tensor: Tensor, source: Source, codes: Mapping[str, CodeFormat]) -> None:
+def _check_kind(tensor: Tensor, floats: Collection[str], codes: Mapping[str, CodeFormat]) -> None:
     """No weight is wider than it should be, under its own name or another."""
     if tensor.dtype not in FLOATS or math.prod(tensor.shape) < SMALL_ELEMS:
         if tensor.name in codes and tensor.dtype not in CODES:
@@ -168,9 +192,8 @@ def _check_kind(tensor: Tensor, source: Source, codes: Mapping[str, CodeFormat])
     name = tensor.name
     if name in codes:
         _refuse(tensor, f"codes of {codes[name].bits} bits", f"{tensor.kind} numbers")
-    known = name in source.tensors or name in MADE
     scales = {end for code in codes for end in (scale_of(code), f"{code}_input_scale")}
-    if not known and name not in scales:
+    if name not in floats and name not in scales:
         _refuse(tensor, "a weight of the source, or the scales of one",
                 f"{tensor.kind} {list(tensor.shape)} that nothing accounts for")  # fmt: skip
 
@@ -188,7 +211,9 @@ def _check_codes(folder: Path, found: Mapping[str, Tensor], name: str, want: Cod
     got = decode[tensor.dtype]()
     if tensor.dtype == Kind.INT8 and not is_table(name):
         got = got.T
-    differ = int((got != want.codes).sum())
+    # What fills up a last block is the code of zero.
+    expected = np.pad(want.codes, ((0, 0), (0, got.shape[1] - columns)))
+    differ = int((got != expected).sum())
     if differ:
         _refuse(tensor, "the codes of the source", f"{differ} others of {want.codes.size}")
     scales = found.get(scale_of(name))
@@ -198,9 +223,31 @@ def _check_codes(folder: Path, found: Mapping[str, Tensor], name: str, want: Cod
     stored = _read(folder, scales).view(dtype).reshape(scales.shape).astype(np.float32)
     if tensor.dtype != Kind.UINT8 and stored.ndim == 2:
         stored = stored.T
-    expected = want.scales[:, 0] if stored.ndim == 1 else want.scales
-    if not np.array_equal(stored, np.broadcast_to(expected, stored.shape)):
+    given = want.scales[:, 0] if stored.ndim == 1 else want.scales
+    if not np.array_equal(stored, np.broadcast_to(given, stored.shape)):
         _refuse(scales, "the scales of the source", "others")
+
+
+def _original(name: str) -> str:
+    """Its name in the source, where it has one."""
+    if name.endswith("_input_scale"):
+        return name.removesuffix("_input_scale") + INPUT_SCALE
+    return name
+
+
+def _check_floats(folder: Path, tensor: Tensor, want: NDArray[np.float32]) -> None:
+    raw = _read(folder, tensor)
+    if tensor.dtype not in STORED or tensor.shape != want.shape:
+        _refuse(tensor, f"floats {list(want.shape)}", f"{tensor.kind} {list(tensor.shape)}")
+    stored = want.astype(STORED[tensor.dtype])
+    differ = int((raw.view(f"u{stored.itemsize}") != _bits(stored)).sum())
+    if differ:
+        _refuse(tensor, "the values of the source", f"{differ} others of {want.size}")
+
+
+def _bits(values: NDArray[Any]) -> NDArray[Any]:
+    """As unsigned integers, row by row: NaN and -0 are compared as they are stored."""
+    return np.ascontiguousarray(values).reshape(-1).view(f"u{values.itemsize}")
 
 
 def _as_stored(name: str, rows: int, columns: int) -> tuple[int, int]:
@@ -218,8 +265,8 @@ def _blocks(raw: NDArray[np.uint8], rows: int, columns: int, form: CodeFormat) -
     padded = -(-columns // block_of(form)) * block_of(form)
     packed = raw.reshape(rows, -1)
     if form.bits == 4:
-        return unpack4(packed, padded)[:, :columns]
-    return (packed.astype(np.int16) - 128).astype(np.int8)[:, :columns]
+        return unpack4(packed, padded)
+    return (packed.astype(np.int16) - 128).astype(np.int8)
 
 
 def _read(folder: Path, tensor: Tensor) -> NDArray[np.uint8]:

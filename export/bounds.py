@@ -11,7 +11,7 @@ float32, and codes whose products are float32 ("accuracy_level" 0):
 float16:
     Rounding to 11 bits is 77 dB below what is rounded. A few hundred roundings, independent and on
     one residual stream, are 25 dB more: 52 dB. 40 leaves a factor of 4 for what layers amplify.
-rows rounded to int8 (4-bit products in our library):
+rows rounded to int8 (4-bit products in our library, 8-bit ones of the form `integer`):
     Off by an even error of half a step of largest / 127: of rows whose largest value is 10 times
     their root mean square, 33 dB below them. Ten such errors of equal size at the actions are 10 dB
     more. 20 is the floor: a wrong kernel is near 0.
@@ -30,7 +30,7 @@ FLOAT32 = {IMAGE_TOKENS: 5e-5, KEYS_VALUES: 1e-4, NORMALIZED: 1e-4, ROBOT: 1e-4}
 FLOAT16_DB = 40.0
 POLICY_GRAPH = 1e-4  # `policy` against the three graphs: their letterboxes differ
 CUSTOM_FLOAT32 = 1e-5  # our library against standard ONNX, without 4-bit products
-CUSTOM_ROWS_DB = 20.0
+ROUNDED_ROWS_DB = 20.0
 
 
 def pixels_bound(longest: int) -> float:

@@ -24,7 +24,7 @@ def card(folder: ExportFolder, source: Source, report: Mapping[str, Any]) -> str
         "## Graphs",
         _graphs(folder),
         "## Weights",
-        _weights(report["audit"]["weights"]),
+        _weights(report["audit"]["weights"]) + _widened(report),
         f"## Errors, on {_seen(report)}",
         _errors(report),
         "## Lossy",
@@ -55,7 +55,7 @@ def _snippet(folder: ExportFolder) -> str:
     model, contract = manifest.model, manifest.contract
     policy = manifest.graphs["policy"]
     level = ""
-    if manifest.precision not in ("float32", "float16"):
+    if manifest.precision not in ("float32", "float16") and manifest.form != "matmulnbits":
         level = (
             "# Without this line products with integer weights are faster, and lossy.\n"
             'options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")\n'
@@ -79,6 +79,7 @@ import numpy as np
 import onnxruntime as ort
 {tokenizers}
 options = ort.SessionOptions()
+options.log_severity_level = 3  # inputs with defaults are no news
 {level}policy = ort.InferenceSession("policy.onnx", options, providers=["CPUExecutionProvider"])
 {words}
 assert len(words) <= {contract.tokenizer.max_length}, "never cut a prompt: shorten it"
@@ -124,13 +125,27 @@ def _weights(weights: Mapping[str, Any]) -> str:
         (kind, f"{size / _MEGA:.2f}", f"{100 * size / whole:.1f}")
         for kind, size in sorted(sizes.items(), key=lambda item: -item[1])
     ]
-    said = ""
+    said = (
+        f"\n\n{weights['floats_compared']} tensors of floats are the source's own, to the bit or "
+    )
+    said += "rounded once to the type above."
     if weights["codes_compared"]:
-        said = (
-            f"\n\n{weights['codes_compared']} integer weights are the bundle's own codes and "
-            "scales, bit for bit; none of them is there as floats too."
+        said += (
+            f" {weights['codes_compared']} integer weights are the bundle's own codes and scales, "
+            "bit for bit; none of them is there as floats too."
         )
     return _table(("type", "MB", "percent"), rows) + said
+
+
+def _widened(report: Mapping[str, Any]) -> str:
+    graphs = report["audit"]["operators"].values()
+    count = sum(graph["widened_in_every_call"] for graph in graphs)
+    if not count:
+        return ""
+    return (
+        f" ONNX Runtime {report['versions']['onnxruntime']} widens {count} of them in every call, "
+        "which is right and slow; newer releases multiply by them as they are."
+    )
 
 
 def _errors(report: Mapping[str, Any]) -> str:
@@ -171,7 +186,7 @@ def _limit(stage: Mapping[str, Any]) -> str:
 def _lossy(report: Mapping[str, Any]) -> str:
     lines = []
     if report["lossy"]:
-        lines.append("Products are stored with accuracy_level 4: rows rounded to int8.")
+        lines.append("These graphs round rows to int8 before they meet integer weights.")
     if report["precision"] == "float16":
         lines.append("Weights and activations are rounded to float16.")
     if report["accuracy_level_4"] is not None:

@@ -24,7 +24,15 @@ from smolvla_edge.bundle_format import TOKENIZER_FILE
 from smolvla_edge.codes import CodeFormat
 from smolvla_edge.errors import ExportError, PlanError
 from smolvla_edge.export import tensorrt
-from smolvla_edge.export.forms import PLAIN, Form, attach, count_nodes, every_graph, weight_names
+from smolvla_edge.export.forms import (
+    MICROSOFT,
+    PLAIN,
+    Form,
+    attach,
+    count_nodes,
+    every_graph,
+    weight_names,
+)
 from smolvla_edge.export.functions import DOMAIN, functions
 from smolvla_edge.export.graphs import Setting, flow_graph, prefix_graph, vision_graph
 from smolvla_edge.export.layers import Arithmetic
@@ -195,10 +203,13 @@ def _write(
     if how.fused:
         schedule = schedule_rows(plan)
         weights = Weights(*stored)
+        # Our library computes in float32.
+        custom = options.form.custom and how.dtype is torch.float32
+        form = replace(options.form, custom=custom)
     else:
         schedule = schedule_rows(plan, pull_limit=source.contract.rtc.max_guidance_weight)
         weights = PlainWeights(*stored, schedule=schedule)
-    form = options.form if how.fused else Form(PLAIN, custom=False)
+        form = Form(PLAIN, custom=False)
     version = tensorrt.IR_VERSIONS.get(how.opset, IR_VERSION)
     graphs: dict[str, Graph] = {}
 
@@ -278,11 +289,12 @@ def _attach(
 def save_graph(
     made: ir.Model, path: Path, custom: bool = True, ir_version: int = IR_VERSION
 ) -> Graph:
-    """Write a graph with the functions that it calls -> what the manifest says of it. Without
-    `custom` their bodies stand in their places."""
-    called = {
-        node.op_type for graph in every_graph(made.graph) for node in graph if node.domain == DOMAIN
-    }
+    """Write a graph with the functions that it calls, or, unless `custom`, with their bodies in
+    place of the calls -> what the manifest says of it."""
+    nodes = [node for graph in every_graph(made.graph) for node in graph]
+    called = {node.op_type for node in nodes if node.domain == DOMAIN}
+    if any(node.domain == MICROSOFT for node in nodes):
+        made.opset_imports[MICROSOFT] = 1
     for proto in functions():
         function = ir.from_proto(proto)
         if function.name in called:
@@ -291,6 +303,7 @@ def save_graph(
         made.opset_imports[DOMAIN] = 1
     elif called:
         InlinePass()(made)
+        made.opset_imports.pop(DOMAIN, None)
     made.ir_version = ir_version
     made.producer_name, made.producer_version = "smolvla-edge", __version__
     ir.save(made, path)

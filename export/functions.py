@@ -17,16 +17,35 @@ What ONNX Runtime makes of them on a CPU (1.23.2 and 1.32.0, held by tests/unit/
 - The fused form rounds x to int8 in groups of the weight unless the session says
   "session.qdq_matmulnbits_accuracy_level" = "0"; then products are float32. The library's kernel
   rounds each row of x once, as the native backend does (smolvla_edge/codes.py).
+- The body of LinearW8 has the bits of its kernel. 19 nodes of it run, of which seven pass over x,
+  three over y, and one is the product (benchmarks/micro/test_onnx.py measures body, kernel and a
+  product of floats):
+  - Rows are uint8 about 128 because MatMulInteger multiplies *unsigned* rows with signed codes by
+    the CPU's own instructions: int8 rows run 20 times and more slower on x86 (a plain loop, but for
+    AVX-VNNI-INT8). On ARM, by reading, both have a fast path (UDOT and SDOT). Codes stay as they
+    are stored: 1.32 takes nearly 3 times as long for uint8 ones (AVX-512 VNNI).
+  - **On x86 without VNNI the runtime adds two such products in 16 bits, and saturates**: more than
+    half of the outputs wrong, by up to 18 % of the largest (emulated Haswell, both versions). Its
+    option "session.x64quantprecision" mends that where a session sets it, and makes 1.23.2 abort
+    on a product without a zero point of the codes. The body asks instead: see _integer_product.
+  - Highest and lowest of a row cost half of Abs and ReduceMax, which writes a copy of x. ReduceMax
+    loses nearly every NaN: the sum of the scaled row (at most 127 an element, so
+    that it cannot overflow) finds all.
+  - QuantizeLinear would do Round, Add and Cast in one pass. 1.23.2 has none of opset 23, and by
+    row (axis 0) it divides where the kernels multiply: not their bits. DequantizeLinear in place of
+    Cast and Mul is slower, by column.
+  - Casting a NaN to uint8 gives some number, whose row becomes NaN by its scale.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from smolvla_edge.errors import MissingExtraError
 
 try:
-    from onnx import AttributeProto, FunctionProto, NodeProto, helper
+    from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 except ImportError as error:
     raise MissingExtraError(
         "smolvla_edge.export needs onnx, and it is not installed; run: "
@@ -51,6 +70,88 @@ def linear_w4() -> FunctionProto:
         ],
         ["group"],
     )
+
+
+def linear_w8() -> FunctionProto:
+    """x float32 [..., in], codes int8 [in, out] in [-127, 127], scales float32 [out] -> float32
+    [..., out]: each row of x rounded to int8 (`round_rows` of smolvla_edge/codes.py), exact sums of
+    integers, times the scale of the column, times that of the row. (A dead row has codes 0, so that
+    its scale does not matter.)
+    """
+    return _function(
+        "LinearW8",
+        ["x", "codes", "scales"],
+        ["y"],
+        [
+            _node("Constant", "", "columns", value_ints=[-1]),
+            _node("Constant", "", "nothing", value_float=0.0),
+            _node("Constant", "", "everything", value_float=math.inf),
+            _node("Constant", "", "least", value_float=2.0**-100),
+            _node("Constant", "", "most", value_float=127.0),
+            _node("Constant", "", "middle", value_float=128.0),
+            _node("Cast", "middle", "zero_point", to=TensorProto.UINT8),
+            _node("ReduceMax", "x columns", "highest"),
+            _node("ReduceMin", "x columns", "lowest"),
+            _node("Neg", "lowest", "below"),
+            _node("Max", "highest below", "largest"),
+            _node("Less", "largest least", "dead"),
+            _node("Where", "dead everything largest", "span"),
+            _node("Div", "most span", "factor"),
+            _node("Mul", "x factor", "scaled"),
+            _node("Round", "scaled", "whole"),
+            _node("Add", "whole middle", "raised"),
+            _node("Cast", "raised", "rows", to=TensorProto.UINT8),
+            *_integer_product(),
+            _node("Cast", "sums", "products", to=TensorProto.FLOAT),
+            _node("Mul", "products scales", "of_columns"),
+            # 0 for a row of numbers, NaN for any other.
+            _node("ReduceSum", "scaled columns", "total"),
+            _node("Mul", "total nothing", "fault"),
+            _node("Div", "largest most", "row_scale"),
+            _node("Add", "row_scale fault", "row_scale_or_nan"),
+            _node("Mul", "of_columns row_scale_or_nan", "y"),
+        ],
+        [],
+    )
+
+
+def _integer_product() -> list[NodeProto]:
+    """rows uint8 about zero_point, codes int8 -> sums int32, exact on every CPU (see above).
+
+    Sums of 64 products of 255 and 127 say whether this CPU's are exact; if not, codes are made
+    unsigned too, whose products are. All of this but the product is constant: ONNX Runtime folds it
+    while it loads the model, and keeps one branch. A file of a model that it optimised holds the
+    answer of that machine.
+    """
+    signed = [_node("MatMulInteger", "rows codes zero_point", "signed_sums")]
+    unsigned = [
+        _node("Cast", "codes", "wide", to=TensorProto.FLOAT),
+        _node("Add", "wide middle", "wide_raised"),
+        _node("Cast", "wide_raised", "unsigned", to=TensorProto.UINT8),
+        _node("MatMulInteger", "rows unsigned zero_point zero_point", "unsigned_sums"),
+    ]
+    high_row = helper.make_tensor("", TensorProto.UINT8, [1], [255])
+    high_code = helper.make_tensor("", TensorProto.INT8, [1], [127])
+    branches = {
+        name: helper.make_graph(
+            nodes, name, [], [helper.make_tensor_value_info(output, TensorProto.INT32, None)]
+        )
+        for name, nodes, output in (
+            ("then_branch", signed, "signed_sums"),
+            ("else_branch", unsigned, "unsigned_sums"),
+        )
+    }
+    return [
+        _node("Constant", "", "square", value_ints=[64, 64]),
+        helper.make_node("ConstantOfShape", ["square"], ["high_rows"], value=high_row),
+        helper.make_node("ConstantOfShape", ["square"], ["high_codes"], value=high_code),
+        _node("MatMulInteger", "high_rows high_codes", "high_sums"),
+        _node("ReduceMin", "high_sums", "high_sum", keepdims=0),
+        _node("Constant", "", "right_sum_wide", value_int=64 * 255 * 127),
+        _node("Cast", "right_sum_wide", "right_sum", to=TensorProto.INT32),
+        _node("Equal", "high_sum right_sum", "exact"),
+        helper.make_node("If", ["exact"], ["sums"], **branches),
+    ]
 
 
 def expert_attention() -> FunctionProto:
@@ -109,7 +210,7 @@ def denoise_step() -> FunctionProto:
 
 def functions() -> list[FunctionProto]:
     """All of them, for ModelProto.functions. A model without such nodes may hold them too."""
-    return [linear_w4(), expert_attention(), denoise_step()]
+    return [linear_w4(), linear_w8(), expert_attention(), denoise_step()]
 
 
 def _function(
@@ -128,7 +229,7 @@ def _node(
     inputs: str,
     outputs: str,
     given: Mapping[str, str] | None = None,
-    **attributes: int | list[int],
+    **attributes: int | float | list[int],
 ) -> NodeProto:
     """`given`: attributes of the node that are attributes of the function, all of them integers."""
     node = helper.make_node(op, inputs.split(), outputs.split(), **attributes)

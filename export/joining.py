@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from smolvla_edge.export.forms import every_graph
@@ -30,6 +31,14 @@ class Joined:
         value.const_value = tensor
         self._initializers[value.name or ""] = value
 
+    def constant(self, name: str, values: np.ndarray) -> ir.Value:
+        tensor = ir.tensor(values, name=name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor
+        )
+        self._initializers[name] = value
+        return value
+
     def append(
         self, prefix: str, model: ir.Model, inputs: Mapping[str, ir.Value]
     ) -> list[ir.Value]:
@@ -45,6 +54,7 @@ class Joined:
                 for value in node.outputs:
                     if value.name:
                         value.name = f"{prefix}/{value.name}"
+                    _own_sizes(value, prefix)
             if each is not graph:
                 for value in each.inputs:
                     value.name = f"{prefix}/{value.name}"
@@ -88,3 +98,11 @@ class Joined:
             opset_imports=self._opsets,
         )
         return ir.Model(graph, ir_version=ir_version)
+
+
+def _own_sizes(value: ir.Value, prefix: str) -> None:
+    """Sizes of one name in two pieces are two: a runtime would take them as one."""
+    if value.shape is not None:
+        value.shape = ir.Shape(
+            side if isinstance(side, int) else f"{prefix}/{side}" for side in value.shape
+        )

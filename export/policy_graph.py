@@ -7,12 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from smolvla_edge.contract import Contract
 from smolvla_edge.export.border import entry_graph, exit_graph
 from smolvla_edge.export.graphs import Setting
 from smolvla_edge.export.joining import Joined
 from smolvla_edge.export.letterbox import letterbox_graph
 from smolvla_edge.export.tracing import IR_VERSION
 from smolvla_edge.flow_rows import COLUMNS
+from smolvla_edge.policy_config import EMPTY_CAMERA
 
 Make = Callable[[], ir.Model]
 
@@ -28,7 +30,7 @@ def policy_graph(
     """vision, prefix, flow: make these graphs anew, weights attached; joining takes them apart.
     letterbox: frames of any size, one input a camera; without, `pixels` of all cameras."""
     joined, model, contract = Joined("policy"), setting.model, setting.contract
-    cameras = len(contract.cameras)
+    cameras = len(real_cameras(contract))
     if letterbox:
         pixels = _letterboxed(joined, setting)
     else:
@@ -55,12 +57,13 @@ def policy_graph(
         {"state": state, "tokens": tokens, "token_mask": token_mask},
     )
     (image_tokens,) = joined.append("vision", vision(), {"pixels": pixels})
+    image_tokens, every_camera = _with_blanks(joined, setting, image_tokens, mask)
     keys, values, valid = joined.append(
         "prefix",
         prefix(),
         {
             "image_tokens": image_tokens,
-            "camera_mask": mask,
+            "camera_mask": every_camera,
             "tokens": tokens,
             "token_mask": words,
             "state": padded,
@@ -83,6 +86,29 @@ def policy_graph(
     return joined.model({"actions": actions, "normalized": normalized}, IR_VERSION)
 
 
+def real_cameras(contract: Contract) -> list[str]:
+    """The model's names of cameras that a robot has; those that are always blank are no inputs."""
+    return [name for name in contract.cameras if not name.startswith(EMPTY_CAMERA)]
+
+
+def _with_blanks(
+    joined: Joined, setting: Setting, image_tokens: ir.Value, mask: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Image tokens and mask with those of blank cameras behind them, where these leave a trace: the
+    special tokens around an image stay valid when its camera is masked."""
+    model, contract = setting.model, setting.contract
+    blanks = min(contract.empty_cameras, len(contract.cameras) - len(real_cameras(contract)))
+    if not model.add_image_special_tokens or not blanks:
+        return image_tokens, mask
+    zeros = np.zeros((blanks, setting.tokens_per_image, model.text_width), np.float32)
+    tokens = joined.constant("blanks/tokens", zeros)
+    absent = joined.constant("blanks/mask", np.zeros(blanks, bool))
+    return (
+        joined.node("Concat", [image_tokens, tokens], "blanks/image_tokens", {"axis": 0}),
+        joined.node("Concat", [mask, absent], "blanks/camera_mask", {"axis": 0}),
+    )
+
+
 def _letterboxed(joined: Joined, setting: Setting) -> ir.Value:
     """One input [height, width, 3] a camera -> pixels of all, one after the other."""
     resize = setting.model.resize
@@ -90,7 +116,7 @@ def _letterboxed(joined: Joined, setting: Setting) -> ir.Value:
     axis = joined.node(
         "Constant", [], "frames/axis", {"value_ints": ir.AttrInt64s("value_ints", [0])}
     )
-    for i, name in enumerate(setting.contract.cameras):
+    for i, name in enumerate(real_cameras(setting.contract)):
         shape: list[int | str] = [f"height_{i}", f"width_{i}", 3]
         if resize is None:
             shape = [*setting.frame, 3]

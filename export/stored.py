@@ -116,6 +116,11 @@ class Weights:
             "flow.time_in.bias": lambda: self._fold()[1],
         }
 
+    @property
+    def made(self) -> Mapping[str, Callable[[], NDArray[np.float32]]]:
+        """What is computed for an export, by the name that graphs have for it, as it is stored."""
+        return self._computed
+
     def write(self, file: WeightsFile, name: str) -> None:
         """Add what the graphs have under this name (codes: their scales too) to the file."""
         if name in self._computed:

@@ -111,7 +111,10 @@ class _Measurement:
     ) -> None:
         self._folder, self._source, self._codes = folder, source, codes
         self._settings, self._progress, self._custom = settings, progress, custom
-        self._lossy = bool(stored_level(folder))
+        # What no session can take back: rows are rounded by the graphs themselves.
+        self._level = stored_level(folder)
+        eight = any(form.bits == 8 for form in codes.values())
+        self._rounds = folder.manifest.form == "integer" and eight
         manifest = folder.manifest
         height, width = manifest.graphs["vision"].input("pixels").shape[2:]
         self._seen = Observed(
@@ -153,13 +156,13 @@ class _Measurement:
             "traced": min(TRACED, self._settings.observations),
             "reference": "native backend, float32 arithmetic, on what the exported weights stand "
             "for, under the exported plan",
-            "lossy": self._lossy,
+            "lossy": bool(self._level or self._rounds),
             "stages": [row.to_json() for row in rows],
             "action_error": self._action_error(plain, exact),
             "policy_graph": [row.to_json() for row in joined],
             "custom_operators": self._custom_operators(plain, exact),
             "accuracy_level_4": self._level_four(exact),
-            "bundle_native": self._bundle_native(exact),
+            "bundle_native": self._bundle_native(plain, exact),
         }
 
     def _held(self, plain: Found, exact: Found, longest: int) -> list[Apart]:
@@ -168,7 +171,7 @@ class _Measurement:
         for row in apart(plain, exact):
             if row.stage == bounds.PIXELS:
                 held.append(row.check(what, bounds.pixels_bound(longest)))
-            elif self._lossy:
+            elif self._level:
                 held.append(row.check(what))
             else:
                 held.append(row.check(what, **self._limit(bounds.FLOAT32[row.stage])))
@@ -182,7 +185,7 @@ class _Measurement:
         rounded = any(form.bits == 4 for form in self._codes.values())
         limits = self._limit(bounds.CUSTOM_FLOAT32)
         if rounded:
-            limits = {"floor": bounds.CUSTOM_ROWS_DB}
+            limits = {"floor": bounds.ROUNDED_ROWS_DB}
         rows = [
             row.check("our operators against standard ONNX", **limits)
             for row in apart(ours, plain, bounds.STAGES[1:])
@@ -194,8 +197,9 @@ class _Measurement:
         }
 
     def _level_four(self, exact: Found) -> dict[str, Any] | None:
-        """What ONNX Runtime does by default with codes: lossy, finite, and no more promised."""
-        if not self._codes:
+        """What ONNX Runtime does by default with codes in standard ONNX: lossy, finite, and no more
+        promised. Explicit MatMulNBits say their level themselves."""
+        if not self._codes or self._folder.manifest.form == "matmulnbits":
             return None
         fast = self._graphs("accuracy_level 4", OnnxOptions(4, custom_ops=False))
         rows = [row.check("accuracy_level 4") for row in apart(fast, exact)]
@@ -205,8 +209,9 @@ class _Measurement:
             "action_error": self._action_error(fast, exact),
         }
 
-    def _bundle_native(self, exact: Found) -> dict[str, Any] | None:
-        """The bundle as the native backend runs it, which rounds rows too, beside the reference."""
+    def _bundle_native(self, plain: Found, exact: Found) -> dict[str, Any] | None:
+        """The bundle as the native backend runs it, which rounds rows too, beside the reference,
+        and how far standard ONNX is from it."""
         if not self._codes:
             return None
         as_it_runs, _ = ways.native(
@@ -215,6 +220,7 @@ class _Measurement:
         )  # fmt: skip
         return {
             "stages": [row.to_json() for row in apart(as_it_runs, exact)],
+            "export_against_it": [row.to_json() for row in apart(plain, as_it_runs)],
             "action_error": self._action_error(as_it_runs, exact),
         }
 
@@ -229,8 +235,10 @@ class _Measurement:
         return ActionError.between(got.actions(), exact.actions()).to_json()
 
     def _limit(self, bound: float) -> dict[str, float]:
-        """What `Apart.check` takes: this bound of float32, or the floor of float16."""
+        """What `Apart.check` takes: this bound of float32, or the floor of what rounds."""
         half = self._folder.manifest.precision == "float16"
+        if self._level or self._rounds:
+            return {"floor": bounds.ROUNDED_ROWS_DB}
         return {"floor": bounds.FLOAT16_DB} if half else {"bound": bound}
 
     def _told(self, what: str) -> Callable[[int, int], None]:

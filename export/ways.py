@@ -14,6 +14,7 @@ from smolvla_edge.backends.onnx_session import OnnxOptions, Runtime, Session
 from smolvla_edge.export.bounds import PIXELS
 from smolvla_edge.export.measure import Found
 from smolvla_edge.export.observed import Observed, Seen
+from smolvla_edge.export.policy_graph import real_cameras
 from smolvla_edge.onnx_folder import ExportFolder
 from smolvla_edge.plan import Plan
 from smolvla_edge.preprocess import normalize
@@ -88,8 +89,8 @@ def policy_graph(
 
 
 def _policy_inputs(source: Source, seen: Seen, ports: set[str]) -> dict[str, NDArray[Any]]:
-    """Cameras stand where the policy has them: a masked one is not moved behind the others."""
-    order = [seen.names.index(name) for name in source.contract.cameras]
+    """Of the cameras that a robot has: those that are always blank are no inputs."""
+    order = [seen.names.index(name) for name in real_cameras(source.contract)]
     inputs: dict[str, NDArray[Any]] = {
         "camera_mask": np.array([seen.frames[i] is not None for i in order]),
         "tokens": seen.tokens,

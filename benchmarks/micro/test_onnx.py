@@ -1,4 +1,5 @@
-"""The custom operators in ONNX Runtime at the expert's shapes: our library, and their bodies.
+"""The custom operators in ONNX Runtime: our library, and their bodies. At the expert's shapes;
+LinearW8 at those of the whole model, beside a product of floats.
 
 Both through a session of one node, with what that costs: a denoise step is little else. A body's
 product of four bits reads x as float32 (accuracy level 0) or rounds it (4, the runtime's own
@@ -23,6 +24,7 @@ from smolvla_edge.ort_ops import library_path  # noqa: E402
 DIMS = 32  # of an action, padded
 LEVEL = "session.qdq_matmulnbits_accuracy_level"
 COMPUTED = {"library": None, "body, level 0": "0", "body, level 4": "4"}
+CODED = [shape for shape in LINEARS if shape.codes]
 EXPERT = [shape for shape in LINEARS if shape.rows == CHUNK and shape.codes]
 EXPERT_ATTENTION = [shape for shape in ATTENTIONS if shape.rows == CHUNK]
 
@@ -78,6 +80,30 @@ def test_linear_w4(measure, ceilings, threads, computed, group, shape):
         {"computed": computed, "group": group, "threads": threads, "shape": shape.text},
         flops=shape.flops,
         ceiling=ceilings.loop(loop, ""),
+    )
+
+
+@pytest.mark.parametrize("computed", ["library", "body", "float32"])
+@pytest.mark.parametrize("shape", CODED, ids=lambda s: s.name.replace(" ", "_"))
+def test_linear_w8(measure, ceilings, threads, computed, shape):
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((shape.out, shape.depth), np.float32)
+    codes = round_to_nearest(weight, CodeFormat(8))
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(codes.codes.T), "codes"),
+        numpy_helper.from_array(codes.scales[:, 0].copy(), "scales"),
+    ]
+    node = helper.make_node("LinearW8", ["x", "codes", "scales"], ["y"], domain=DOMAIN)
+    if computed == "float32":
+        constants = [numpy_helper.from_array(np.ascontiguousarray(weight.T), "weight")]
+        node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    feeds = {"x": random.standard_normal((shape.rows, shape.depth), np.float32)}
+    made = session(node, feeds, ["y"], constants, threads=threads, library=computed == "library")
+    measure(
+        lambda: made.run(None, feeds),
+        {"computed": computed, "threads": threads, "shape": shape.text},
+        flops=shape.flops,
+        ceiling=ceilings.loop("float32" if computed == "float32" else "int8", ""),
     )
 
 

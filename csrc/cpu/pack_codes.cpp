@@ -12,18 +12,22 @@ namespace {
 
 std::string scale_of(const std::string& name) { return name + ".scale"; }
 
+// What a panel holds for an int8 code.
+char byte_of(uint8_t stored, CodeOrder order, const std::string& name) {
+    const int code = static_cast<int8_t>(stored);
+    if (code < -127)
+        fail(ErrorKind::checkpoint, "tensor %s: expected codes in [-127, 127], got %d",
+             name.c_str(), code);
+    return static_cast<char>(code + order.offset);
+}
+
 void put8(char* panel, int at, int count, int in, const uint8_t* rows, CodeOrder order,
           const std::string& name) {
     const int run = order.run;
     for (int i = 0; i < count; ++i)
-        for (int k = 0; k < in; ++k) {
-            const int code = static_cast<int8_t>(rows[size_t(i) * in + k]);
-            if (code < -127)
-                fail(ErrorKind::checkpoint, "tensor %s: expected codes in [-127, 127], got %d",
-                     name.c_str(), code);
+        for (int k = 0; k < in; ++k)
             panel[size_t(k / run) * kPanel * run + size_t(run) * (at + i) + k % run] =
-                static_cast<char>(code + order.offset);
-        }
+                byte_of(rows[size_t(i) * in + k], order, name);
 }
 
 void put4(char* panel, int at, int count, int in, const uint8_t* rows, int run) {
@@ -51,13 +55,22 @@ PackedLinear layout_of(const OnnxCodes& from) {
     w.in = from.in;
     w.out = from.out;
     w.panels = (from.out + kPanel - 1) / kPanel;
-    w.layout = Layout::codes4;
-    w.group_words = from.group / 4;
+    w.layout = from.group ? Layout::codes4 : Layout::codes8;
+    w.group_words = from.group ? from.group / 4 : code_words(from.in);
     return w;
 }
 
 // Columns [first, first + count) of ONNX's codes into a panel.
-void put_columns(const OnnxCodes& from, int first, int count, int run, char* panel) {
+void put_columns8(const OnnxCodes& from, int first, int count, CodeOrder order, char* panel) {
+    const int run = order.run;
+    for (int k = 0; k < from.in; ++k) {
+        char* to = panel + size_t(k / run) * kPanel * run + k % run;
+        const uint8_t* row = from.codes + size_t(k) * from.out + first;
+        for (int i = 0; i < count; ++i) to[run * i] = byte_of(row[i], order, "codes");
+    }
+}
+
+void put_columns4(const OnnxCodes& from, int first, int count, int run, char* panel) {
     for (int k = 0; k < from.in; ++k) {
         char* to = panel + size_t(k / run) * kPanel / 2 * run + k % run;
         for (int i = 0; i < count; ++i) {
@@ -113,7 +126,11 @@ PackedLinear pack_onnx_codes(const OnnxCodes& from, CodeOrder order, char* room)
     const int groups = w.groups();
     for (int p = 0; p < w.panels; ++p, scales += size_t(groups) * kPanel) {
         const int first = p * kPanel, count = std::min(kPanel, from.out - first);
-        put_columns(from, first, count, order.run, room + p * w.panel_bytes());
+        char* panel = room + p * w.panel_bytes();
+        if (from.group)
+            put_columns4(from, first, count, order.run, panel);
+        else
+            put_columns8(from, first, count, order, panel);
         for (int g = 0; g < groups; ++g)
             for (int i = 0; i < count; ++i)
                 scales[g * kPanel + i] = checked(from.scales[size_t(g) * from.out + first + i],

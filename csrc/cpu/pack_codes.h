@@ -21,8 +21,9 @@ void fill_codes(const PackedLinear& w, float* scales, const TensorSource& source
                 const std::vector<std::string>& weights, const std::vector<int>& out,
                 CodeOrder order, ThreadPool& pool);
 
-// Four-bit codes of one weight as ONNX has them: INT4 [in, out], two's complement, two a byte in
-// row-major order with the first in the low half, and float32 scales [groups of in, out].
+// Codes of one weight as ONNX has them, two's complement in row-major order: INT4 [in, out], two a
+// byte with the first in the low half, under float32 scales [groups of in, out]; or, of group 0,
+// INT8 [in, out] under float32 scales [out].
 struct OnnxCodes {
     const uint8_t* codes;
     const float* scales;

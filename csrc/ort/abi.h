@@ -28,7 +28,7 @@ constexpr uint32_t kOpVersion = 17;  // of CustomOp
 enum ErrorCode : int { kFailed = 1, kInvalidArgument = 2 };
 
 // Element types, as many as are used here.
-enum ElementType : int { kFloat = 1, kBool = 9, kInt4 = 22 };
+enum ElementType : int { kFloat = 1, kInt8 = 3, kBool = 9, kInt4 = 22 };
 
 // Functions that return a Status return null when all is well.
 struct Api {

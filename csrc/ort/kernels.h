@@ -5,6 +5,8 @@
 // a kernel only reads what it owns, and works in a Scratch of the call.
 #pragma once
 
+#include <string>
+
 #include "cpu/linear.h"
 #include "ort/scratch.h"
 #include "ort/tensors.h"
@@ -17,10 +19,13 @@ int most_threads();
 
 constexpr int kMostRows = 1 << 24;
 
-// x float32 [..., in], codes int4 [in, out], scales float32 [groups, out] -> float32 [..., out].
-class LinearW4 {
+// x float32 [..., in] times a weight of codes, of which a group 0 means the second -> float32
+// [..., out].
+//   LinearW4  codes int4 [in, out], scales float32 [groups, out]
+//   LinearW8  codes int8 [in, out] in [-127, 127], scales float32 [out]
+class LinearCodes {
 public:
-    LinearW4(const Api& api, const KernelInfo* info);
+    LinearCodes(const Api& api, const KernelInfo* info, const char* name, int group);
     void compute(KernelContext* context) const;
 
 private:
@@ -29,10 +34,22 @@ private:
         PackedLinear packed;
     };
     Weight pack(const Tensor& codes, const Tensor& scales) const;
+    std::string said(const char* input) const;  // for a message: "LinearW4: codes"
 
     const Api& api_;
+    const char* const name_;
     const int group_;
     Weight weight_;  // without a block where codes or scales are not constant
+};
+
+class LinearW4 : public LinearCodes {
+public:
+    LinearW4(const Api& api, const KernelInfo* info);
+};
+
+class LinearW8 : public LinearCodes {
+public:
+    LinearW8(const Api& api, const KernelInfo* info);
 };
 
 // query float32 [1, rows, heads * d], key and value float32 [1, columns, kv_heads * d], mask bool

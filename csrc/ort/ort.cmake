@@ -4,7 +4,7 @@ add_library(smolvla_edge_ort MODULE
   csrc/ort/columns.cpp
   csrc/ort/denoise_step.cpp
   csrc/ort/expert_attention.cpp
-  csrc/ort/linear_w4.cpp
+  csrc/ort/linear_codes.cpp
   csrc/ort/register.cpp
   csrc/ort/scratch.cpp
   csrc/ort/tensors.cpp)

@@ -32,6 +32,12 @@ struct Signature<LinearW4> {
     static constexpr size_t outputs = 1;
 };
 template <>
+struct Signature<LinearW8> {
+    static constexpr const char* name = "LinearW8";
+    static constexpr ElementType inputs[] = {kFloat, kInt8, kFloat};
+    static constexpr size_t outputs = 1;
+};
+template <>
 struct Signature<ExpertAttention> {
     static constexpr const char* name = "ExpertAttention";
     static constexpr ElementType inputs[] = {kFloat, kFloat, kFloat, kBool};
@@ -94,7 +100,8 @@ OpDomain* domain_of(const Api& api) {
         if (of == &api) return domain;
     OpDomain* domain = nullptr;
     check(api, api.create_custom_op_domain("smolvla_edge", &domain));
-    for (const CustomOp* op : {op<LinearW4>(), op<ExpertAttention>(), op<DenoiseStep>()})
+    for (const CustomOp* op :
+         {op<LinearW4>(), op<LinearW8>(), op<ExpertAttention>(), op<DenoiseStep>()})
         check(api, api.custom_op_domain_add(domain, op));
     made.emplace_back(&api, domain);
     return domain;

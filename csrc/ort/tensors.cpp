@@ -8,6 +8,7 @@ namespace {
 std::string type_name(ElementType type) {
     switch (type) {
         case kFloat: return "float32";
+        case kInt8: return "int8";
         case kBool: return "bool";
         case kInt4: return "int4";
     }

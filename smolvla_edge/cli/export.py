@@ -67,6 +67,15 @@ def export(
             "which runtimes fuse while loading; matmulnbits is what ONNX Runtime makes of it.",
         ),
     ] = "qdq",
+    accuracy_level: Annotated[
+        int,
+        typer.Option(
+            "--accuracy-level",
+            metavar="0|4",
+            help="Of --form matmulnbits. 4: rows are rounded to int8 before they meet integer "
+            "weights, faster and lossy. Of qdq each session says it.",
+        ),
+    ] = 0,
     plan: Annotated[
         str,
         typer.Option(
@@ -163,11 +172,16 @@ def export(
       less my_bundle/onnx/CARD.md
 
     \b
-    Exit code 1 when it did not pass; then nothing is kept. Read next: docs/onnx.md
+    Exit code 1 when it did not pass: nothing is kept. Read next: docs/onnx.md
     """
     started = time.perf_counter()
     size = None if frame is None else _size(frame)
     out = _target(source, out)
+    if accuracy_level not in (0, 4) or (accuracy_level and form != "matmulnbits"):
+        raise typer.BadParameter(
+            "--accuracy-level: expected 0, or 4 with --form matmulnbits, got "
+            f"{accuracy_level} with {form}"
+        )
     if not force and os.path.lexists(out):  # said before the work, not after it
         raise ExportError(f"{out} exists: choose another name, or pass --force to replace it")
     from smolvla_edge.export.extras import require_extra
@@ -176,7 +190,7 @@ def export(
     from smolvla_edge.export.command import run_export
     from smolvla_edge.export.exporter import Form, Options
 
-    chosen = Form(form, custom_ops)
+    chosen = Form(form, custom_ops, accuracy_level)
     options = Options(precision, chosen, letterbox is Letterbox.inside, size, target)
     opening = {
         "rename": args.pairs(rename, "--rename") or None,

@@ -9,6 +9,7 @@ import pytest
 from needs import needs
 
 with needs("torch", "onnx", "onnxscript", "onnxruntime"):
+    import onnx
     import onnx_runner
     import onnxruntime
 
@@ -19,6 +20,8 @@ with needs("torch", "onnx", "onnxscript", "onnxruntime"):
 
 import smolvla_edge
 from smolvla_edge.errors import InputError
+from smolvla_edge.flow_rows import schedule_rows
+from smolvla_edge.plan import Plan
 
 # Cameras of different sizes without a resize: the graph takes all cameras at once, and refuses.
 MIXED = "no_resize_mixed"
@@ -129,3 +132,42 @@ def test_predict(case, exported):
     )
     support.compare("normalized", chunk.normalized, golden["out.actions"][0])
     support.compare("actions", chunk.actions, golden["out.actions_unnormalized"][0])
+
+
+def test_reference_evaluator(exported):
+    """The standard's own executor gives LeRobot's actions too: nothing rests on one runtime."""
+    from onnx.reference import ReferenceEvaluator
+
+    folder, observation = exported("base"), support.observation("base")
+    config = read_export(folder).manifest.model
+
+    def run(name, feeds):
+        evaluator = ReferenceEvaluator(onnx.load(folder / f"{name}.onnx"))
+        return evaluator.run(None, feeds)
+
+    pixels = native_runner.pixels_of(observation, config.resize)
+    (image_tokens,) = run("vision", {"pixels": pixels})
+    keys, values, valid = run(
+        "prefix",
+        {
+            "image_tokens": image_tokens,
+            "camera_mask": observation.camera_mask[0],
+            "tokens": observation.tokens[0],
+            "token_mask": observation.token_mask[0],
+            "state": observation.state[0],
+        },
+    )
+    (actions,) = run(
+        "flow",
+        {
+            "noise": observation.noise[0],
+            "keys": keys,
+            "values": values,
+            "valid": valid,
+            # It knows no inputs with defaults.
+            "schedule": schedule_rows(Plan.exact(config.num_steps)),
+            "pull_target": np.zeros((1, config.max_action_dim), np.float32),
+            "pull_weights": np.zeros(1, np.float32),
+        },
+    )
+    support.compare("actions", actions, support.golden("base")["out.actions_padded"][0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from needs import needs
 
+from smolvla_edge import _core
 from smolvla_edge.codes import CodeFormat, Codes, round_rows
 from smolvla_edge.ort_ops import library_path
 
@@ -113,7 +114,12 @@ def operators_of(path: Path) -> list[str]:
     return found
 
 
-def some_codes(random: np.random.Generator, depth: int, out: int, group: int) -> Codes:
+def some_codes(random: np.random.Generator, depth: int, out: int, group: int | None) -> Codes:
+    """Of four bits, or without a group of eight."""
+    if group is None:
+        scales = random.uniform(2.0**-9, 2.0**-6, (out, 1)).astype(np.float32)
+        codes = random.integers(-127, 128, (out, depth)).astype(np.int8)
+        return Codes(CodeFormat(8), codes, scales)
     form = CodeFormat(4, group)
     scales = random.uniform(2.0**-9, 2.0**-6, (out, form.groups(depth))).astype(np.float16)
     codes = random.integers(-8, 8, (out, depth)).astype(np.int8)
@@ -122,9 +128,13 @@ def some_codes(random: np.random.Generator, depth: int, out: int, group: int) ->
 
 def rounded_linear(codes: Codes, x: np.ndarray) -> np.ndarray:
     """The arithmetic itself: integers of round_rows, exact sums of a group, groups added in order
-    with one rounding each (a float64 holds the product and the sum before it)."""
+    with one rounding each (a float64 holds the product and the sum before it). Of eight bits the
+    one sum may be too long for a float32: it is rounded before it meets the scale."""
     rows, row_scales = round_rows(x)
     size = codes.format.group_size
+    if size is None:
+        sums = rows.astype(np.int64) @ codes.codes.T.astype(np.int64)
+        return sums.astype(np.float32) * codes.scales[:, 0] * row_scales[:, None]
     total = np.zeros((len(x), len(codes.codes)), np.float32)
     for g in range(codes.scales.shape[1]):
         at = slice(g * size, (g + 1) * size)
@@ -133,13 +143,35 @@ def rounded_linear(codes: Codes, x: np.ndarray) -> np.ndarray:
     return total * row_scales[:, None]
 
 
+def native_linear(codes: Codes, x: np.ndarray, folder: Path) -> np.ndarray:
+    """What the engine makes of codes that were stored."""
+    out, depth = codes.codes.shape
+    stored, scales = codes.stored()
+    path = folder / "codes.bin"
+    path.write_bytes(stored.tobytes() + scales.tobytes())
+    ops = _core.CpuOps(1)
+    dtype = "U8" if codes.format.bits == 4 else "I8"
+    weight = ops.load_codes(str(path), dtype, out, depth, codes.scales.shape[1])
+    y = np.empty((len(x), out), np.float32)
+    ops.linear(weight, ops.make_activation(x), y)
+    return y
+
+
 def weights_of(codes: Codes) -> list[TensorProto]:
+    if codes.format.bits == 8:
+        return [constant("codes", codes.codes.T), constant("scales", codes.scales[:, 0])]
     return [int4("codes", codes.codes.T), constant("scales", codes.scales.T)]
 
 
-def linear_node(group: int | None, x: str = "x", y: str = "y") -> onnx.NodeProto:
+def linear_node(
+    group: int | None, x: str = "x", y: str = "y", op: str = "LinearW4"
+) -> onnx.NodeProto:
     attributes = {} if group is None else {"group": group}
-    return helper.make_node("LinearW4", [x, "codes", "scales"], [y], domain=DOMAIN, **attributes)
+    return helper.make_node(op, [x, "codes", "scales"], [y], domain=DOMAIN, **attributes)
+
+
+def node_of(codes: Codes, x: str = "x", y: str = "y") -> onnx.NodeProto:
+    return linear_node(codes.format.group_size, x, y, f"LinearW{codes.format.bits}")
 
 
 def shaped(
@@ -155,16 +187,17 @@ def shaped(
 
 
 def linear_model(codes: Codes, *, bodies: bool = False) -> bytes:
-    node = linear_node(codes.format.group_size)
-    return model([node], [value("x", FLOAT, None)], ["y"], weights_of(codes), bodies=bodies)
+    return model(
+        [node_of(codes)], [value("x", FLOAT, None)], ["y"], weights_of(codes), bodies=bodies
+    )
 
 
 def looped_linear(codes: Codes, *, inside: bool, bodies: bool) -> bytes:
-    """Two rounds of x <- LinearW4(x), whose codes are constants of the Loop's body, or not."""
+    """Two rounds of x <- LinearW4(x), or LinearW8; its codes are the Loop body's own, or not."""
     square = codes.codes.shape[0]
     body = helper.make_graph(
         [
-            linear_node(codes.format.group_size, "before", "after"),
+            node_of(codes, "before", "after"),
             helper.make_node("Identity", ["goes_on"], ["still"]),
         ],
         "body",

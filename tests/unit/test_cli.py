@@ -62,6 +62,7 @@ class TestApp:
             "tune",
             "influence",
             "heal",
+            "export",
         ],
     )
     def test_help_teaches(self, cli: Any, verb: str) -> None:
@@ -135,7 +136,9 @@ class TestOutput:
         out = cli("inspect", bundle, "--kernels").out
         assert out and all(line == line.rstrip() for line in out.splitlines())
 
-    @pytest.mark.parametrize("verb", [[], ["demo"], ["run"], ["convert"], ["inspect"], ["verify"]])
+    @pytest.mark.parametrize(
+        "verb", [[], ["demo"], ["run"], ["convert"], ["inspect"], ["verify"], ["export"]]
+    )
     def test_help_fits_80_columns(
         self, cli: Any, monkeypatch: pytest.MonkeyPatch, verb: list[str]
     ) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from smolvla_edge.plan import Plan
 from smolvla_edge.source import open_source
 
 with needs("torch", "onnx", "onnxscript", "onnxruntime"):
-    from smolvla_edge.export import bounds, exporter
+    from smolvla_edge.export import bounds, exporter, verify
     from smolvla_edge.export.measure import Found, apart
     from smolvla_edge.export.observed import Observed
     from smolvla_edge.export.reference import float_tensors
@@ -60,6 +61,10 @@ class TestReport:
             assert row["relative"] <= row["bound"]
 
     def test_float16_is_held_to_a_ratio(self, reports: Any) -> None:
+        if version("onnxruntime").startswith("1.23."):  # its Attention of float16 gives NaN
+            with pytest.raises(VerificationError, match="finite"):
+                reports("float16")
+            return
         report, card = reports("float16")
         rows = {row["stage"]: row for row in report["stages"]}
         for stage in (bounds.IMAGE_TOKENS, bounds.KEYS_VALUES, bounds.NORMALIZED):
@@ -145,6 +150,12 @@ class TestCard:
 class TestFound:
     """A fault anywhere is found, and says where, how large and what was allowed."""
 
+    @pytest.fixture
+    def unaudited(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No weight is compared by itself: measuring alone has to find what is wrong."""
+        nothing = {"bytes_by_dtype": {}, "codes_compared": 0, "floats_compared": 0, "tensors": {}}
+        monkeypatch.setattr(verify, "audit_weights", lambda *_: nothing)
+
     def _refused(self, exports: Any, name: str, folder: Path, *words: str) -> None:
         with pytest.raises(VerificationError) as caught:
             verify_folder(folder, open_source(exports.source(name)), SETTINGS)
@@ -159,8 +170,14 @@ class TestFound:
             ("flow", "action_out.weight", bounds.NORMALIZED),
         ],
     )
-    def test_a_float_weight(
-        self, exports: Any, tmp_path: Path, graph: str, weight: str, stage: str
+    def test_a_stage_that_computes_something_else(
+        self,
+        exports: Any,
+        tmp_path: Path,
+        unaudited: None,
+        graph: str,
+        weight: str,
+        stage: str,
     ) -> None:
         def change(folder: Path) -> None:
             def flip(data: np.ndarray) -> None:
@@ -171,7 +188,9 @@ class TestFound:
         folder = broken(exports("float32"), tmp_path / "broken", change)
         self._refused(exports, "float32", folder, stage, "at most", "e-0")
 
-    def test_weights_that_are_not_finite(self, exports: Any, tmp_path: Path) -> None:
+    def test_actions_that_are_not_finite(
+        self, exports: Any, tmp_path: Path, unaudited: None
+    ) -> None:
         def change(folder: Path) -> None:
             def flip(data: np.ndarray) -> None:
                 data.view(np.float32)[:] = np.nan
@@ -211,7 +230,7 @@ class TestFound:
 
 
 class TestNothingStays:
-    def _export(self, exports: Any, dest: Path, monkeypatch: Any, verify: Any) -> None:
+    def _export(self, exports: Any, dest: Path, monkeypatch: Any, check: Any) -> None:
         """Through the exporter, but for the tracing: a prepared folder stands for what it makes."""
         source = open_source(exports.source("codes"))
         prepared = exports("codes")
@@ -223,7 +242,7 @@ class TestNothingStays:
             return read_export(prepared).manifest
 
         monkeypatch.setattr(exporter, "_write", write)
-        exporter.export_onnx(source, dest, Plan.exact(4), verify=verify)
+        exporter.export_onnx(source, dest, Plan.exact(4), verify=check)
 
     def test_of_an_export_that_fails(
         self, exports: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,10 +264,10 @@ class TestNothingStays:
     ) -> None:
         source = open_source(exports.source("codes"))
 
-        def verify(folder: Path) -> Any:
+        def check(folder: Path) -> Any:
             return verify_folder(folder, source, SETTINGS)
 
-        self._export(exports, tmp_path / "out", monkeypatch, verify)
+        self._export(exports, tmp_path / "out", monkeypatch, check)
         folder = read_export(tmp_path / "out")
         folder.verify_files()
         assert {"VERIFICATION.json", "CARD.md"} <= folder.manifest.files.keys()

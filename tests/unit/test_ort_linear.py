@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from needs import needs
 
-from smolvla_edge import _core
-from smolvla_edge.codes import Codes
-
 with needs("onnx", "onnxruntime"):
     from onnxruntime import OrtValue
     from ort_ops_helpers import (
@@ -23,6 +20,7 @@ with needs("onnx", "onnxruntime"):
         linear_node,
         looped_linear,
         model,
+        native_linear,
         needs_bodies,
         rounded_linear,
         session,
@@ -37,18 +35,6 @@ LINEARS = [(128, 64, 32), (720, 72, 64), (720, 97, 128), (31, 33, 32), (960, 320
 @pytest.fixture
 def random():
     return np.random.default_rng(11)
-
-
-def native_linear(codes: Codes, x: np.ndarray, folder) -> np.ndarray:
-    out, depth = codes.codes.shape
-    stored, scales = codes.stored()
-    path = folder / "codes.bin"
-    path.write_bytes(stored.tobytes() + scales.tobytes())
-    ops = _core.CpuOps(1)
-    weight = ops.load_codes(str(path), "U8", out, depth, codes.scales.shape[1])
-    y = np.empty((len(x), out), np.float32)
-    ops.linear(weight, ops.make_activation(x), y)
-    return y
 
 
 class TestLinearW4:

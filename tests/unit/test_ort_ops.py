@@ -78,6 +78,8 @@ def small_cases(random) -> list[tuple[bytes, dict[str, np.ndarray], list[np.ndar
     x = {"x": random.standard_normal((3, 144), np.float32)}
     square = some_codes(random, 40, 40, 32)
     y = {"x": random.standard_normal((3, 40), np.float32)}
+    eight, whole = some_codes(random, 144, 40, None), some_codes(random, 40, 40, None)
+    twice = rounded_linear(whole, rounded_linear(whole, y["x"]))
     heads = {
         name: random.standard_normal((1, rows, width), np.float32)
         for name, rows, width in (("query", 5, 48), ("key", 7, 16), ("value", 7, 16))
@@ -93,6 +95,8 @@ def small_cases(random) -> list[tuple[bytes, dict[str, np.ndarray], list[np.ndar
             y,
             [y["x"] @ square.weight().T @ square.weight().T],
         ),
+        (linear_model(eight, bodies=True), x, [rounded_linear(eight, x["x"])]),
+        (looped_linear(whole, inside=False, bodies=True), y, [twice]),
         (attention_model(6, 2, bodies=True), heads, [reads[0][None]]),
         (step_model(bodies=True), steps, list(step(steps))),
     ]
@@ -130,12 +134,13 @@ class TestWhoComputes:
 
     @needs_bodies
     def test_the_kernel_comes_before_the_body(self, random, tmp_path):
-        codes = some_codes(random, 64, 64, 32)
         x = {"x": random.standard_normal((2, 64), np.float32)}
-        ran = operators_run(linear_model(codes, bodies=True), x, tmp_path)
-        assert ran == {"LinearW4"}
-        ran = operators_run(looped_linear(codes, inside=True, bodies=True), x, tmp_path)
-        assert {"Loop", "LinearW4"} <= ran <= {"Loop", "LinearW4", "Identity"}
+        for group, op in ((32, "LinearW4"), (None, "LinearW8")):
+            codes = some_codes(random, 64, 64, group)
+            ran = operators_run(linear_model(codes, bodies=True), x, tmp_path)
+            assert ran == {op}
+            ran = operators_run(looped_linear(codes, inside=True, bodies=True), x, tmp_path)
+            assert {"Loop", op} <= ran <= {"Loop", op, "Identity"}
         heads = {n: np.ones((1, 3, 8), np.float32) for n in ("query", "key", "value")}
         heads["mask"] = np.ones((3, 3), bool)
         content = attention_model(2, 2, bodies=True)

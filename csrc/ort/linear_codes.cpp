@@ -1,3 +1,4 @@
+#include <string>
 #include <vector>
 
 #include "cpu/pack_codes.h"
@@ -6,30 +7,52 @@
 
 namespace smolvla::ort {
 
+namespace {
+
+int group_of(const Api& api, const KernelInfo* info) {
+    const int group = attribute(api, info, "group");
+    if (group != 32 && group != 64 && group != 128)
+        fail(ErrorKind::input, "LinearW4: group: expected 32, 64 or 128, got %d", group);
+    return group;
+}
+
+}  // namespace
+
 LinearW4::LinearW4(const Api& api, const KernelInfo* info)
-    : api_(api), group_(attribute(api, info, "group")) {
-    if (group_ != 32 && group_ != 64 && group_ != 128)
-        fail(ErrorKind::input, "LinearW4: group: expected 32, 64 or 128, got %d", group_);
+    : LinearCodes(api, info, "LinearW4", group_of(api, info)) {}
+
+LinearW8::LinearW8(const Api& api, const KernelInfo* info)
+    : LinearCodes(api, info, "LinearW8", 0) {}
+
+LinearCodes::LinearCodes(const Api& api, const KernelInfo* info, const char* name, int group)
+    : api_(api), name_(name), group_(group) {
     Tensor codes, scales;
     if (constant_input(api, info, 1, codes) && constant_input(api, info, 2, scales))
         weight_ = pack(codes, scales);
 }
 
-LinearW4::Weight LinearW4::pack(const Tensor& codes, const Tensor& scales) const {
-    codes.expect("LinearW4: codes", kInt4, {-1, -1});
+LinearCodes::Weight LinearCodes::pack(const Tensor& codes, const Tensor& scales) const {
+    codes.expect(said("codes").c_str(), group_ ? kInt4 : kInt8, {-1, -1});
     const int in = codes.dim(0), out = codes.dim(1);
     if (in < 1 || in > kMaxCodes || out < 1)
-        fail(ErrorKind::input, "LinearW4: codes: expected 1 to %d rows and a column, got %s",
+        fail(ErrorKind::input, "%s: codes: expected 1 to %d rows and a column, got %s", name_,
              kMaxCodes, codes.shape().c_str());
-    scales.expect("LinearW4: scales", kFloat, {cpu::ceil_div(in, group_), out});
+    if (group_)
+        scales.expect(said("scales").c_str(), kFloat, {cpu::ceil_div(in, group_), out});
+    else
+        scales.expect(said("scales").c_str(), kFloat, {out});
     const cpu::OnnxCodes from{static_cast<const uint8_t*>(codes.data), scales.floats(), in, out,
                               group_};
+    const cpu::Kernels& kernels = cpu_kernels();
+    const cpu::CodeOrder order = (group_ ? kernels.dot4 : kernels.dot8)->order;
     Weight weight{make_block(cpu::packed_bytes(from)), {}};
-    weight.packed = cpu::pack_onnx_codes(from, cpu_kernels().dot4->order, weight.block.get());
+    weight.packed = cpu::pack_onnx_codes(from, order, weight.block.get());
     return weight;
 }
 
-void LinearW4::compute(KernelContext* context) const {
+std::string LinearCodes::said(const char* input) const { return std::string(name_) + ": " + input; }
+
+void LinearCodes::compute(KernelContext* context) const {
     const Tensor from = input(api_, context, 0);
     // Codes that another node made, or that a caller gives: they may differ in every call.
     Weight changing;
@@ -40,8 +63,8 @@ void LinearW4::compute(KernelContext* context) const {
     int64_t rows = 1;
     for (int i = 0; i + 1 < from.rank; ++i) rows *= from.dims[size_t(i)];
     if (from.type != kFloat || from.rank < 1 || from.last() != w.in || rows > kMostRows)
-        fail(ErrorKind::input, "LinearW4: x: expected float32 [..., %d] of at most %d rows, got %s",
-             w.in, kMostRows, from.shape().c_str());
+        fail(ErrorKind::input, "%s: x: expected float32 [..., %d] of at most %d rows, got %s",
+             name_, w.in, kMostRows, from.shape().c_str());
     to.dims[size_t(to.rank) - 1] = w.out;
     float* y = output(api_, context, 0, to);
     if (rows == 0) return;
