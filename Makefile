@@ -4,6 +4,7 @@
 #
 #   make demo      a trained policy at work in a simulator      about 5 minutes the first time
 #   make test      every test                                   installs torch, the reference
+#   make test-onnx-oldest   exported graphs in the oldest ONNX Runtime that is supported
 #   make bench     ours beside LeRobot on this machine          installs LeRobot too
 #   make bench-ops, bench-micro, bench-precision, bench-reuse, bench-stream,
 #                  bench-export                    benchmarks/README.md
@@ -140,6 +141,16 @@ RACES := threads engine cuda_races cuda_linear cuda_attention cuda_rows cuda_ima
 
 CMAKE_TESTS = .venv-test/bin/cmake -S . -G Ninja -DSMOLVLA_TESTS=ON -DSMOLVLA_PYTHON=OFF \
 	-DSMOLVLA_CUDA=OFF -DCMAKE_MAKE_PROGRAM="$(CURDIR)/.venv-test/bin/ninja"
+
+# The golden cases in the oldest ONNX Runtime that exports are for.
+OLDEST_ONNXRUNTIME := 1.23.2
+.PHONY: test-onnx-oldest
+test-onnx-oldest: .venv-test/installed.stamp
+	.venv-test/$(PIP) install --no-deps --upgrade --target build/onnxruntime-oldest \
+		onnxruntime==$(OLDEST_ONNXRUNTIME)
+	cd tests && PYTHONPATH="$(CURDIR)/build/onnxruntime-oldest" ../.venv-test/bin/python -m pytest -q \
+		golden/test_onnx_golden.py unit/test_onnx_backend.py unit/test_ort_ops.py unit/test_ort_linear.py \
+		unit/test_ort_attention.py $(PYTEST_ARGS)
 
 # --- fuzz: Python targets with atheris, the C++ core with libFuzzer ---------------------------------
 .venv-fuzz/installed.stamp: .venv-fuzz/venv.stamp $(SOURCES)

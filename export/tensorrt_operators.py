@@ -124,7 +124,7 @@ class _Check:
         attributes = {a.name: a.i for a in node.attribute}
         size = attributes.get("block_size", 0)
         (inputs, outputs), scales = shapes[node.input[0]], shapes[node.input[1]]
-        whole = size in BLOCKS and scales == [inputs // size, outputs] and inputs % size == 0
+        whole = size in BLOCKS and scales == [inputs / size, outputs]
         if not whole or attributes.get("axis") != 0 or len(node.input) != 2:
             self._refuse(
                 f"DequantizeLinear {node.name!r}: codes [{inputs}, {outputs}] with scales "

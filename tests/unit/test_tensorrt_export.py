@@ -15,9 +15,11 @@ from onnx_helpers import edit_manifest, write_folder
 
 from smolvla_edge.errors import BackendError, ExportError, PlanError
 from smolvla_edge.flow_rows import schedule_rows
+from smolvla_edge.names import expected_tensors
 from smolvla_edge.onnx_folder import read_export
 from smolvla_edge.plan import Plan
 from smolvla_edge.policy import load
+from smolvla_edge.safetensors_file import SafetensorsFile, SafetensorsWriter
 from smolvla_edge.source import Source, open_source
 
 with needs("torch", "onnx", "onnxscript", "onnxruntime"):
@@ -26,7 +28,7 @@ with needs("torch", "onnx", "onnxscript", "onnxruntime"):
     from onnx import TensorProto, helper
     from torch.nn import functional
 
-    from smolvla_edge.codes import CodeFormat
+    from smolvla_edge.codes import CodeFormat, Codes
     from smolvla_edge.export import plain
     from smolvla_edge.export.exporter import Options, check_plan
     from smolvla_edge.export.forms import Form
@@ -172,6 +174,38 @@ def test_moments_are_what_the_reference_computes(source: Source, tmp_path: Path)
     np.testing.assert_allclose(made, want, rtol=1e-5, atol=1e-5)
 
 
+def test_a_block_of_zeros_gets_a_positive_scale(source: Source, tmp_path: Path) -> None:
+    """The parser wants every scale over 0; codes of a scale of 0 stand for 0, whatever they are."""
+    name = "expert.layers.0.attn.q.weight"
+    rows, columns = expected_tensors(source.model)[name].shape
+    form = CodeFormat(4, 64)
+    codes = np.random.default_rng(0).integers(-7, 8, (rows, columns)).astype(np.int8)
+    scales = np.full((rows, form.groups(columns)), 0.5, np.float32)
+    scales[1, 0] = 0
+    coded = Codes(form, codes, scales)
+    layouts = form.layouts(name, (rows, columns))
+    values = dict(zip([layout.name for layout in layouts], coded.stored(), strict=True))
+    with SafetensorsWriter(tmp_path / "codes", layouts, {}) as writer:
+        for layout in writer.order:
+            writer.write(layout.name, values[layout.name])
+    tensors = SafetensorsFile(tmp_path / "codes").entries
+    file = WeightsFile(tmp_path / "weights")
+    PlainWeights(
+        source.model, tensors, {name: form}, torch.float16, "qdq", (4, 4),
+        schedule=schedule_rows(Plan.exact(4)),
+    ).write(file, name)  # fmt: skip
+    file.close()
+    data = (tmp_path / "weights").read_bytes()
+    parts = {key: data[at.offset : at.offset + at.nbytes] for key, at in file.tensors.items()}
+    made = np.frombuffer(parts[name + "_scale"], np.float16).reshape(-1, rows)
+    nibbles = np.frombuffer(parts[name], np.uint8)
+    wide = np.stack((nibbles & 15, nibbles >> 4), 1).reshape(-1, rows).astype(np.int8)
+    wide = np.where(wide > 7, wide - 16, wide)
+    assert (made > 0).all() and len(wide) == 64 * len(made)
+    weight = wide * np.repeat(made.astype(np.float32), 64, 0)
+    np.testing.assert_array_equal(weight[:columns].T, coded.weight())
+
+
 # --- the table of operators
 
 FLOAT = TensorProto.FLOAT
@@ -299,6 +333,23 @@ def test_what_is_not_documented_is_refused(change: Change, said: str) -> None:
 def test_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ExportError, match=said):
         Options(**{"target": "tensorrt", **options})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--precision", "int8"), "8-bit weights"),
+        (("--form", "integer"), "form integer: expected qdq"),
+        (("--data", "somewhere"), "--data somewhere: expected synthetic"),
+        (("--plan", "steps=4,warm_start=0.5"), "warm_start=0.5"),
+    ],
+)
+def test_the_command_refuses_before_any_work(
+    words: tuple[str, ...], said: str, cli: Any, pristine: Path, tmp_path: Path
+) -> None:
+    result = cli("export", pristine, tmp_path / "onnx", "--target", "tensorrt", *words)
+    assert result.code != 0 and said in " ".join(result.err.split())
+    assert "tracing" not in result.err and not list(tmp_path.glob("*onnx*"))
 
 
 def test_a_warm_start_is_refused(source: Source) -> None:
