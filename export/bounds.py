@@ -1,7 +1,8 @@
 """How far an export may be from its reference, and why so far.
 
-An error is the largest |difference| over the largest magnitude of the tensor; of robot units, of
-each joint by itself. A ratio in decibels (SQNR) is of signal over difference, by their squares.
+An error is the largest |difference| over the largest magnitude of the tensor; in robot units each
+joint is by itself, and its range counts if that is more than its magnitude. A ratio in decibels
+(SQNR) is of signal over difference, by their squares.
 
 float32, and codes whose products are float32 ("accuracy_level" 0):
     The two differ by the order of sums alone. End to end 1e-4 is promised. Image tokens get half

@@ -152,7 +152,15 @@ def _errors(report: Mapping[str, Any]) -> str:
     rows = []
     for stage in report["stages"]:
         rows.append((stage["stage"], *_numbers(stage), _limit(stage)))
-    table = _table(("stage", "largest error, of largest magnitude", "SQNR dB", "bound"), rows)
+    table = _table(
+        (
+            "stage",
+            "largest error, of largest magnitude (robot units: or range)",
+            "SQNR dB",
+            "bound",
+        ),
+        rows,
+    )
     shares = [f"standard ONNX {_share(report)}"]
     for name, key in (
         ("our operators", "custom_operators"),

@@ -43,7 +43,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far two ways are apart at a stage. relative: of the largest magnitude.  worst: tensor.
+    """How far two ways are apart at a stage. relative: of the largest magnitude, or a joint's range
+    if that is more.  worst: tensor.
     decibels: None where nothing differs.  bound and floor: what they were held to, if anything."""
 
     stage: str
@@ -97,9 +98,12 @@ def apart(got: Found, want: Found, stages: Sequence[str] = STAGES) -> list[Apart
 
 
 def _apart(stage: str, pairs: Sequence[tuple[Arrays, Arrays]]) -> Apart:
-    """A tensor of a name has one scale: its largest magnitude in all observations."""
+    """A tensor of a name has one scale: its largest magnitude in all observations; a joint's is its
+    range, if that is more."""
     error: dict[str, float] = {}
     scale: dict[str, float] = {}
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
     signal = noise = 0.0
     for ours, theirs in pairs:
         # The reference records more than leaves the graphs, but never less.
@@ -119,8 +123,12 @@ def _apart(stage: str, pairs: Sequence[tuple[Arrays, Arrays]]) -> Apart:
             largest = float(np.abs(differs).max(initial=0.0))
             error[name] = max(error.get(name, 0.0), largest) if math.isfinite(largest) else math.nan
             scale[name] = max(scale.get(name, 0.0), float(np.abs(wide).max(initial=0.0)))
+            low[name] = min(low.get(name, math.inf), float(wide.min(initial=math.inf)))
+            high[name] = max(high.get(name, -math.inf), float(wide.max(initial=-math.inf)))
             signal += float((wide**2).sum())
             noise += float((differs**2).sum())
+    if stage == ROBOT:
+        scale = {name: max(size, high[name] - low[name]) for name, size in scale.items()}
     ratios = {name: _ratio(error[name], scale[name]) for name in error}
     worst = max(ratios, key=lambda name: math.inf if math.isnan(ratios[name]) else ratios[name])
     decibels = None
