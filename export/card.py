@@ -82,7 +82,8 @@ options = ort.SessionOptions()
 options.log_severity_level = 3  # inputs with defaults are no news
 {level}policy = ort.InferenceSession("policy.onnx", options, providers=["CPUExecutionProvider"])
 {words}
-assert len(words) <= {contract.tokenizer.max_length}, "never cut a prompt: shorten it"
+if len(words) > {contract.tokenizer.max_length}:
+    raise SystemExit("never cut a prompt: shorten it")
 actions, normalized = policy.run(["actions", "normalized"], {{
 {frames}
     "tokens": np.array(words, np.int64),

@@ -20,6 +20,15 @@ REQUIRED = {
 }
 EXTRAS = {
     "torch": {"torch": "2.2"},
+    "onnxruntime": {"onnxruntime": "1.23"},
+    "export": {
+        "torch": "2.8",
+        "onnx": "1.18",
+        "onnxscript": "0.5",
+        "onnxruntime": "1.23",
+        "optimum": "2.1",
+        "requests": "2.28",
+    },
     "hub": {"huggingface_hub": "0.34"},
     "viz": {"matplotlib": "3.7", "pillow": "10"},
     "data": {"pyarrow": "15", "pillow": "10", "av": "12"},
@@ -38,6 +47,8 @@ EXTRAS = {
 EXACT = ("metaworld", "mujoco")  # where a newer version is another benchmark, or none
 _PURPOSE = {
     "torch": "the reference: verify, backend='torch'",
+    "onnxruntime": "backend='onnx': running ONNX exports",
+    "export": "making ONNX exports",
     "hub": "checkpoints by owner/name",
     "viz": "plots, and image files other than PPM",
     "data": "recorded LeRobot datasets",

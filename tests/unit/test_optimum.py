@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,15 @@ from needs import needs
 from smolvla_edge.onnx_folder import read_export
 
 REGISTER = Path(__file__).parents[2] / "register"  # of the tree; an installation has it in place
+INSTALLED = (
+    Path(sysconfig.get_path("platlib")) / "optimum" / "commands" / "register" / "smolvla_edge.py"
+)
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(str(part) for part in (REGISTER, *sys.path) if part)
+    # Where the package is installed the command is in place, and a second one would be refused.
+    register = [] if INSTALLED.is_file() else [REGISTER]
+    path = os.pathsep.join(str(part) for part in (*register, *sys.path) if part)
     return subprocess.run(
         [sys.executable, "-P", *map(str, command)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
